@@ -1,0 +1,53 @@
+# The one front door. `make help` lists what there is.
+VENV   ?= .venv
+PYTHON ?= python3
+# The newest torch this project is tested with.
+TORCH  ?= torch==2.13.0
+
+BIN   := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.ready
+
+export HF_HUB_OFFLINE := 1
+export ORT_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test lint types unit bench format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## make the virtual environment with everything for development
+
+# torch first and alone: what comes later is then satisfied with it
+$(STAMP): pyproject.toml requirements/assets.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable '.[test,demo]'
+	$(BIN)/pip install --quiet --no-deps --requirement requirements/assets.txt
+	touch $@
+
+demo: $(STAMP)  ## two tenants on one exported encoder, from nothing, in a few minutes
+	$(BIN)/python samples/two_tenants/run.py
+
+test: lint types unit  ## everything CI runs
+
+lint: $(STAMP)  ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy, strict, on both packages
+	$(BIN)/mypy
+
+unit: $(STAMP)  ## pytest (ARGS="-m 'not slow'" for the quick ones)
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP)  ## the numbers of BENCHMARKS.md
+	PATH="$(BIN):$$PATH" $(BIN)/python tests/benchmarks/encoder.py
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what was built here
+	rm -rf $(VENV) .cache build dist *.bundle

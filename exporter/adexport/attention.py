@@ -1,0 +1,139 @@
+"""Attention as opaque ops: what transformers calls while a model is traced.
+
+A model is first run once in plain torch (:meth:`OpaqueAttention.survey`): that shows which masks
+it builds and whether its attention asks for anything the op does not carry. A model that does is
+traced with transformers' own eager attention instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from .ops import ATTENTION, ATTENTION_MASK, DOMAIN
+
+IMPLEMENTATION = "adexport"
+FALLBACK = "eager"
+
+#: arguments of an attention call that change nothing once dropout is off and the mask is built
+_WITHOUT_EFFECT = frozenset(
+    {"dropout", "is_causal", "sliding_window", "output_attentions", "position_ids", "use_cache"}
+)
+#: where a mask function is looked at: dense near the start, then around every power of two, so
+#: that a window of any size shows
+_PROBED = sorted({*range(24), *(2**k + d for k in range(5, 21) for d in (-1, 0, 1))})
+
+
+class OpaqueAttention:
+    """The attention implementation that transformers knows as ``adexport``."""
+
+    def __init__(self) -> None:
+        """Register with transformers; the last instance made is the one it calls."""
+        self._surveying = False
+        self._unsupported: list[str] = []
+        self._causal: list[bool] = []
+        self._replay: Iterator[bool] = iter(())
+        AttentionInterface.register(IMPLEMENTATION, self._attend)
+        AttentionMaskInterface.register(IMPLEMENTATION, self._mask)
+
+    def survey(self, model: PreTrainedModel, run: Callable[[], Any]) -> list[str]:
+        """Run the model once; returns why its attention cannot be opaque (empty: it can).
+
+        Afterwards the model uses ``adexport`` if it can, else ``eager``.
+        """
+        self._surveying, self._unsupported, self._causal = True, [], []
+        try:
+            model.set_attn_implementation(IMPLEMENTATION)
+            if model.config._attn_implementation != IMPLEMENTATION:
+                self._unsupported.append("the model does not use transformers' attention interface")
+            else:
+                run()
+        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+            self._unsupported.append(f"{type(error).__name__}: {error}")
+        finally:
+            self._surveying = False
+        reasons = sorted(set(self._unsupported))
+        if reasons:
+            model.set_attn_implementation(FALLBACK)
+        self._replay = iter(self._causal)
+        return reasons
+
+    def _attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """``adexport::Attention``; query ``[batch, heads, seq, size]``, key and value by KV head."""
+        batch, heads, seq, size = query.shape
+        shape = (batch, seq, heads, value.shape[-1])
+        if self._surveying:
+            name = type(module).__name__
+            self._unsupported += [
+                f"{name} passes {argument} to its attention"
+                for argument, given in kwargs.items()
+                if argument not in _WITHOUT_EFFECT and given is not None
+            ]
+            if attention_mask is None and getattr(module, "is_causal", False):
+                self._unsupported.append(f"{name} is causal without a mask")
+            return query.new_zeros(shape), None
+        attributes: dict[str, Any] = {
+            "num_heads": heads,
+            "kv_num_heads": key.shape[1],
+            "scale": float(size**-0.5 if scaling is None else scaling),
+        }
+        context = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{ATTENTION}",
+            (query, key, value, attention_mask),
+            attributes,
+            dtype=query.dtype,
+            shape=shape,
+            version=1,
+        )
+        return context, None
+
+    def _mask(
+        self,
+        batch_size: int,
+        q_length: int,
+        kv_length: int,
+        mask_function: Callable[..., torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor | None:
+        """``adexport::AttentionMask`` for the mask that ``mask_function`` describes."""
+        shape = (batch_size, 1, q_length, kv_length)
+        if self._surveying:
+            if attention_mask is None:
+                self._unsupported.append("the model builds a mask without a padding mask")
+                return None
+            self._causal.append(self._probe(mask_function))
+            return attention_mask.new_ones(shape)
+        mask: torch.Tensor = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{ATTENTION_MASK}",
+            (attention_mask,),
+            {"causal": int(next(self._replay))},
+            dtype=torch.bool,
+            shape=shape,
+            version=1,
+        )
+        return mask
+
+    def _probe(self, mask_function: Callable[..., torch.Tensor]) -> bool:
+        """Whether the mask is causal; one that is neither full nor causal is unsupported."""
+        positions = torch.tensor(_PROBED)
+        query, key = positions[:, None], positions[None, :]
+        zero = torch.tensor(0)
+        allowed = mask_function(zero, zero, query, key).expand(len(_PROBED), len(_PROBED))
+        causal = bool((allowed == (key <= query)).all())
+        if not causal and not bool(allowed.all()):
+            self._unsupported.append("the model's mask is neither full nor causal")
+        return causal

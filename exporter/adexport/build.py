@@ -1,0 +1,389 @@
+"""`adexport build`: a model becomes a bundle, or a bundle is lowered again. Read top to bottom."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from adexport_runtime.bound import BoundAdapter
+from adexport_runtime.bundle import (
+    ADAPTERS_FOLDER,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    REFERENCE_FILE,
+    TRACE_FILE,
+    WEIGHTS_FOLDER,
+    Bundle,
+    file_entry,
+)
+from adexport_runtime.errors import AdapterError, BuildError, Code, Problem
+from adexport_runtime.files import atomic_folder
+from adexport_runtime.manifest import Base, File, Input, Limits, Manifest, Tokenizer
+from adexport_runtime.matching import Targets
+from adexport_runtime.tensors import read_tensors
+
+from .check import TOLERANCE, check_model
+from .lower import ADAPTER_IDS, LowerOptions, linear_modules, lower
+from .progress import Progress, silent
+from .reference import Case, load_reference, save_reference
+from .slots.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from .model import LoadedModel
+
+DEFAULT_OPSET = 23
+MIN_OPSET = 20
+
+_FLOAT_WEIGHTS = f"{WEIGHTS_FOLDER}/fp32.bin"
+_TOOLS = ("adexport", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build can choose; None keeps the default (or, lowering again, what the bundle has)."""
+
+    targets: Targets | None = None
+    like: tuple[Path, ...] = ()
+    max_rank: int | None = None
+    slots: bool | None = None
+    dtype: str | None = None
+    tolerance: float = TOLERANCE["fp32"]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished bundle, and the differences from torch that its check saw."""
+
+    bundle: Bundle
+    differences: Mapping[str, float]
+    eager_reasons: tuple[str, ...] = ()
+
+
+def build_model(
+    source: str,
+    output: Path | None = None,
+    *,
+    task: str = "auto",
+    opset: int = DEFAULT_OPSET,
+    options: BuildOptions | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> BuildResult:
+    """Export a model once, into a bundle that takes adapters as data.
+
+    Args:
+        source: a transformers folder, or a hub id.
+        output: the bundle; ``./<model>.bundle`` if None.
+        task: see :func:`adexport.model.load_model`.
+        opset: ONNX opset of the graphs; 23 and later use the ``Attention`` op.
+        options: sites, slots, precision.
+        force: replace the bundle that stands at ``output``.
+        progress: called as each step starts.
+
+    Raises:
+        BuildError: the model cannot be exported, or the export failed its check.
+        AdapterError: an adapter in ``like``, or one bound in the bundle to be replaced, is refused.
+    """
+    from .architectures import architecture_of
+    from .model import load_model, model_fingerprint
+    from .torch_reference import with_outputs
+    from .trace import trace_model
+
+    options = options or BuildOptions()
+    if opset < MIN_OPSET:
+        raise BuildError(
+            "nothing was built",
+            Problem(Code.UNSUPPORTED, "--opset", got=str(opset), expected=f"{MIN_OPSET} or later"),
+        )
+    if output is not None:
+        _check_target(output, force)
+    progress("load the model")
+    loaded = load_model(source, task)
+    output = output or Path(f"{loaded.name}.bundle")
+    _check_target(output, force)
+
+    progress("trace it once")
+    architecture = architecture_of(loaded.config)
+    inputs = architecture.inputs(loaded.model)
+    outputs = architecture.outputs(loaded.task)
+    trace = trace_model(loaded.model, inputs, outputs, opset)
+    _refuse_untrained(loaded, trace.weights)
+    linears = _features(trace.graph)
+
+    progress("compute the reference with torch")
+    cases = with_outputs(
+        loaded.model,
+        _sample(inputs, architecture.max_positions),
+        [spec.name for spec in outputs],
+        linears,
+    )
+    prefix = loaded.model.base_model_prefix
+    plan = make_plan(linears, options.targets, options.max_rank, options.like, prefix)
+    with atomic_folder(output) as part:
+        progress("write the trace and the weights")
+        (part / WEIGHTS_FOLDER).mkdir()
+        ir.save(trace.graph, part / TRACE_FILE, external_data=_FLOAT_WEIGHTS, alignment=64)
+        save_reference(part / REFERENCE_FILE, cases)
+        tokenizer = _save_tokenizer(loaded, part, architecture.max_positions)
+        manifest = Manifest(
+            base=Base(
+                name=loaded.name,
+                source=_source(source),
+                architecture=type(loaded.model).__name__,
+                model_type=loaded.config.model_type,
+                prefix=prefix,
+                task=loaded.task,
+                dtype=_dtype(options.dtype or "fp32"),
+                fingerprint=model_fingerprint(loaded.model, trace.weights),
+                max_positions=architecture.max_positions,
+                labels=_labels(loaded),
+            ),
+            opset=opset,
+            slots=(),
+            inputs=inputs,
+            outputs=outputs,
+            adapter_ids=None,
+            sites=(),
+            limits=Limits(max_rank=plan.max_rank),
+            modules=tuple(linears),
+            tokenizer=tokenizer,
+            files=(),
+            tools=_tools(),
+        )
+        sites = () if options.slots is False else plan.sites
+        differences = _finish(part, manifest, sites, options.tolerance, output, progress)
+    return BuildResult(Bundle.open(output), differences, trace.eager_reasons)
+
+
+def lower_again(
+    source: Path,
+    output: Path | None = None,
+    *,
+    options: BuildOptions | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> BuildResult:
+    """Lower a bundle's trace anew, with other slots or another precision. Needs no torch.
+
+    ``output`` None replaces the bundle itself, at once and whole; its adapters stay bound. What
+    ``options`` leaves open stays as the bundle has it.
+
+    Raises:
+        BuildError: the lowering failed its check.
+        AdapterError: an adapter bound in the bundle does not fit what is asked for.
+    """
+    options = options or BuildOptions()
+    bundle = Bundle.open(source)
+    target = output or source
+    if output is not None and output.resolve() != source.resolve():
+        _check_target(output, force)
+    manifest = bundle.manifest
+    plan = _plan_again(manifest, options)
+    with atomic_folder(target) as part:
+        for entry in manifest.files:
+            if entry.path != MODEL_FILE and not _is_lowered_weight(entry.path):
+                _copy(bundle.root / entry.path, part / entry.path)
+        changed = manifest.model_copy(
+            update={
+                "base": manifest.base.model_copy(update={"dtype": options.dtype or manifest.base.dtype}),
+                "limits": Limits(max_rank=plan.max_rank),
+                "tools": manifest.tools | _tools(),
+            }
+        )
+        if target != source:
+            _carry_adapters(bundle.root, part)
+        slots = bool(manifest.slots) if options.slots is None else options.slots
+        sites = plan.sites if slots else ()
+        differences = _finish(part, changed, sites, options.tolerance, target, progress)
+    return BuildResult(Bundle.open(target), differences)
+
+
+def _finish(
+    part: Path,
+    manifest: Manifest,
+    sites: Sequence[str],
+    tolerance: float,
+    target: Path,
+    progress: Progress,
+) -> dict[str, float]:
+    """Lower the trace that lies in ``part``, check the result, and write the manifest."""
+    progress("lower it for ONNX Runtime")
+    trace = ir.load(part / TRACE_FILE)
+    options = LowerOptions(sites=tuple(sites), dtype=manifest.base.dtype)
+    lowered = lower(trace, options)
+    own_weights = None if options.dtype == "fp32" else f"{WEIGHTS_FOLDER}/{options.dtype}.bin"
+    ir.save(lowered.graph, part / MODEL_FILE, external_data=own_weights, alignment=64)
+
+    progress("check it: ONNX checker, ONNX Runtime, parity with torch")
+    cases = load_reference(part / REFERENCE_FILE)
+    differences = check_model(part / MODEL_FILE, trace, options, cases, tolerance)
+
+    finished = manifest.model_copy(
+        update={
+            "slots": ("lora",) if lowered.sites else (),
+            "adapter_ids": ADAPTER_IDS if lowered.sites else None,
+            "sites": lowered.sites,
+            "files": _files(part),
+        }
+    )
+    if (target / MANIFEST_FILE).exists():
+        _carry_adapters(target, part)
+    _check_adapters(part, finished)
+    (part / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
+    return differences
+
+
+def _check_target(output: Path, force: bool) -> None:
+    if not output.exists():
+        return
+    if not (output / MANIFEST_FILE).exists():
+        raise BuildError(
+            "nothing was built",
+            Problem(
+                Code.EXISTS,
+                str(output),
+                got="something that is no bundle",
+                mend="choose another -o; --force replaces bundles only",
+            ),
+        )
+    if not force:
+        raise BuildError(
+            "nothing was built",
+            Problem(
+                Code.EXISTS,
+                str(output),
+                got="a bundle of this name",
+                mend="give --force to replace it, or another -o",
+            ),
+        )
+
+
+def _refuse_untrained(loaded: LoadedModel, used: Iterable[str]) -> None:
+    """A weight that the checkpoint lacks is random: a graph that uses it would be wrong."""
+    problems = [
+        Problem(
+            Code.ABSENT,
+            name,
+            got="no trained weight in the checkpoint",
+            expected=f"the weights of {type(loaded.model).__name__}",
+            cause=f"the checkpoint is no {loaded.task} model",
+            mend="build with --task feature-extraction, or from a trained checkpoint",
+        )
+        for name in used
+        if name in loaded.untrained
+    ]
+    if problems:
+        raise BuildError(f"{loaded.source} cannot be built", problems)
+
+
+def _features(trace: ir.Model) -> dict[str, tuple[int, int]]:
+    """All linear layers of a trace with their ``(in, out)``."""
+    everything = lower(trace, LowerOptions(linear_modules(trace)))
+    return {site.path: (site.in_features, site.out_features) for site in everything.sites}
+
+
+def _sample(inputs: Sequence[Input], max_positions: int | None) -> dict[str, Case]:
+    from .reference import sample_batches
+
+    return sample_batches(inputs, max_positions)
+
+
+def _plan_again(manifest: Manifest, options: BuildOptions) -> Plan:
+    kept = tuple(site.path for site in manifest.sites)
+    max_rank = options.max_rank
+    if options.targets is None and not options.like:
+        plan = make_plan(manifest.modules, None, max_rank or manifest.limits.max_rank)
+        return replace(plan, sites=kept) if kept else plan
+    if max_rank is None and not options.like:
+        max_rank = manifest.limits.max_rank
+    return make_plan(manifest.modules, options.targets, max_rank, options.like, manifest.base.prefix)
+
+
+def _save_tokenizer(loaded: LoadedModel, part: Path, max_positions: int | None) -> Tokenizer | None:
+    loaded.config.save_pretrained(part)
+    tokenizer = loaded.tokenizer
+    if tokenizer is None or tokenizer.pad_token_id is None:
+        return None
+    tokenizer.save_pretrained(part)
+    lengths = [n for n in (max_positions, tokenizer.model_max_length) if n and n < 10**9]
+    return Tokenizer(
+        file="tokenizer.json",
+        pad_id=int(tokenizer.pad_token_id),
+        pad_token=str(tokenizer.pad_token),
+        max_length=min(lengths) if lengths else None,
+    )
+
+
+def _source(source: str) -> str:
+    path = Path(source)
+    return str(path.resolve()) if path.exists() else source
+
+
+def _labels(loaded: LoadedModel) -> tuple[str, ...]:
+    if loaded.task == "feature-extraction":
+        return ()
+    labels: dict[int, str] = loaded.config.id2label
+    return tuple(str(labels[index]) for index in sorted(labels))
+
+
+def _dtype(name: str) -> Any:
+    return name
+
+
+def _tools() -> dict[str, str]:
+    found = {}
+    for package in _TOOLS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _files(part: Path) -> tuple[File, ...]:
+    """Every file of the bundle but its manifest and its adapters."""
+    paths = sorted(path for path in part.rglob("*") if path.is_file())
+    inside = [path for path in paths if path.relative_to(part).parts[0] != ADAPTERS_FOLDER]
+    return tuple(file_entry(part, path) for path in inside if path.name != MANIFEST_FILE)
+
+
+def _is_lowered_weight(path: str) -> bool:
+    return path.startswith(f"{WEIGHTS_FOLDER}/") and path != _FLOAT_WEIGHTS
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A real copy: onnx-ir refuses weights that have a second hard link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _carry_adapters(source: Path, part: Path) -> None:
+    for path in sorted((source / ADAPTERS_FOLDER).glob("*.safetensors")):
+        if not (part / ADAPTERS_FOLDER / path.name).exists():
+            _copy(path, part / ADAPTERS_FOLDER / path.name)
+
+
+def _check_adapters(part: Path, manifest: Manifest) -> None:
+    """What is bound must fit the new graph: an adapter is never dropped in silence.
+
+    Raises:
+        AdapterError: naming everything that does not fit.
+    """
+    problems = []
+    for name, path in Bundle(part, manifest).adapters().items():
+        try:
+            BoundAdapter.from_file(read_tensors(path), manifest)
+        except AdapterError as error:
+            problems += [replace(p, subject=f"{name}: {p.subject}") for p in error.problems]
+    if problems:
+        raise AdapterError(
+            "adapters bound in the bundle would no longer fit (remove their files in "
+            f"{ADAPTERS_FOLDER}/, or build to another -o)",
+            problems,
+        )

@@ -1,0 +1,8 @@
+"""placeholder until the next commit"""
+
+import click
+
+
+@click.command()
+def bench() -> None:
+    pass

@@ -1,0 +1,124 @@
+"""``adexport build``: a model becomes a bundle, or a bundle is lowered again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adexport_runtime.bundle import MANIFEST_FILE
+from adexport_runtime.manifest import Task
+
+from ..build import DEFAULT_OPSET, BuildOptions, BuildResult, build_model, lower_again
+from ..slots.plan import parse_targets
+from .console import json_option, need, out, print_json, refusals, size, steps
+
+_TASKS = ("auto", *Task.__args__)  # type: ignore[attr-defined]  # a Literal's values
+
+
+@click.command(epilog="Example: adexport build ./all-MiniLM-L6-v2 -o minilm.bundle --max-rank 32")
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: ./<model>.bundle")
+@click.option("--task", type=click.Choice(_TASKS), default=None, help="Default: what the config says.")
+@click.option(
+    "--targets",
+    help="Where slots go: module names with commas, or a regex, as PEFT takes them. "
+    "Default: all linear layers of the blocks.",
+)
+@click.option(
+    "--like",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Take sites and the largest rank from a real adapter. Repeatable.",
+)
+@click.option("--max-rank", type=click.IntRange(min=1), help="Largest rank to accept. Default: 64")
+@click.option("--slots", type=click.Choice(["lora", "none"]), help="Default: lora. none: the plain base.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32")
+@click.option("--opset", type=int, help=f"ONNX opset of the graphs. Default: {DEFAULT_OPSET}")
+@click.option("--tolerance", type=float, help="Largest relative difference from torch. Default: 1e-5")
+@click.option("--force", is_flag=True, help="Replace the bundle that stands there.")
+@json_option
+@refusals()
+def build(
+    model: str,
+    output: Path | None,
+    task: str | None,
+    targets: str | None,
+    like: tuple[Path, ...],
+    max_rank: int | None,
+    slots: str | None,
+    dtype: str | None,
+    opset: int | None,
+    tolerance: float | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export MODEL (a transformers folder or a hub id) once, into a bundle.
+
+    MODEL may also be a bundle: its trace is lowered again, with other slots or another precision,
+    without torch. Without -o the bundle itself is replaced, whole; bound adapters stay.
+    """
+    if targets is not None and like:
+        raise click.UsageError("give --targets or --like, not both")
+    options = BuildOptions(
+        targets=parse_targets(targets),
+        like=like,
+        max_rank=max_rank,
+        slots=None if slots is None else slots == "lora",
+        dtype=dtype,
+    )
+    if tolerance is not None:
+        options = BuildOptions(**{**options.__dict__, "tolerance": tolerance})
+    need("onnx_ir", "lower", "lowering a graph")
+    need("onnx", "lower", "lowering a graph")
+    with steps() as progress:
+        if (Path(model) / MANIFEST_FILE).exists():
+            if task is not None or opset is not None:
+                raise click.UsageError("--task and --opset are chosen when a model is traced, not again")
+            result = lower_again(Path(model), output, options=options, force=force, progress=progress)
+        else:
+            need("torch", "export", "tracing a model")
+            need("transformers", "export", "tracing a model")
+            result = build_model(
+                model,
+                output,
+                task=task or "auto",
+                opset=opset or DEFAULT_OPSET,
+                options=options,
+                force=force,
+                progress=progress,
+            )
+    if as_json:
+        print_json(_summary(result))
+    else:
+        _show(result)
+
+
+def _summary(result: BuildResult) -> dict[str, object]:
+    manifest = result.bundle.manifest
+    return {
+        "bundle": str(result.bundle.root),
+        "base": manifest.base.model_dump(),
+        "sites": len(manifest.sites),
+        "max_rank": manifest.limits.max_rank,
+        "bytes": sum(entry.bytes for entry in manifest.files),
+        "differences": dict(result.differences),
+        "eager_attention": list(result.eager_reasons),
+    }
+
+
+def _show(result: BuildResult) -> None:
+    manifest = result.bundle.manifest
+    out.print(f"[bold]{result.bundle.root}[/bold]: {manifest.base.architecture}, {manifest.base.dtype}")
+    slots = f"{len(manifest.sites)} sites, rank up to {manifest.limits.max_rank}"
+    out.print(f"  slots      {slots if manifest.sites else 'none'}")
+    out.print(f"  size       {size(sum(entry.bytes for entry in manifest.files))}")
+    for kind in ("torch", manifest.base.dtype):
+        worst = max(value for name, value in result.differences.items() if name.startswith(f"{kind} "))
+        out.print(
+            f"  parity     {'float32 to torch' if kind == 'torch' else f'as built ({kind})'}: {worst:.1e}"
+        )
+    for reason in result.eager_reasons:
+        out.print(f"  note       attention is traced in full: {reason}")
+    if manifest.base.dtype == "bf16":
+        out.print("  note       bf16 was checked in float32 on the rounded weights: no CPU kernels")

@@ -1,0 +1,49 @@
+"""``adexport verify``: a bundle against torch and PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .console import json_option, need, out, print_json, refusals, steps, table
+
+
+@click.command(epilog="Example: adexport verify minilm.bundle ./acme-lora ./globex-lora")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--model", help="The base for torch. Default: where the bundle was built from.")
+@click.option("--tolerance", type=float, default=None, help="Default: 1e-5 for fp32, looser below.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the token ids.")
+@json_option
+@refusals()
+def verify(
+    bundle: Path,
+    adapters: tuple[Path, ...],
+    model: str | None,
+    tolerance: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Run mixed, ragged rows through BUNDLE and through PEFT, and compare every row.
+
+    ADAPTERS are PEFT folders; without any, random ones are made. Needs torch and peft.
+    """
+    for package in ("torch", "transformers", "peft"):
+        need(package, "verify", "comparing with PEFT")
+    from ..verify import verify_bundle
+
+    with steps() as progress:
+        report = verify_bundle(
+            bundle, adapters, model=model, tolerance=tolerance, seed=seed, progress=progress
+        )
+    if as_json:
+        print_json(report.to_dict())
+        return
+    shown = table("row", "adapter", "tokens", "difference from PEFT", "alone or in the batch")
+    for index, row in enumerate(report.rows):
+        shown.add_row(
+            str(index), row.adapter or "-", str(row.tokens), f"{row.difference:.1e}", f"{row.alone:.1e}"
+        )
+    out.print(shown)
+    out.print(f"largest difference {report.worst:.1e}, allowed {report.tolerance:.0e}: [bold]equal[/bold]")

@@ -1,0 +1,107 @@
+"""Precision: a float32 graph computes in float16 or bfloat16.
+
+Requires a graph without opaque ops. Ensures that weights, slot inputs and all arithmetic are of
+the chosen type, and that the graph's outputs stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from adexport_runtime import dtypes
+from adexport_runtime.errors import BuildError, Code, Problem
+from adexport_runtime.tensors import Array
+
+_TYPES = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
+
+
+def lower_precision(model: ir.Model, dtype: str) -> None:
+    """Convert ``model`` in place; ``fp32`` leaves it as it is.
+
+    Raises:
+        BuildError: naming every frozen weight that would overflow.
+    """
+    if dtype == "fp32":
+        return
+    _check_range(model.graph, dtype)
+    limit = dtypes.largest(dtype)
+
+    def rounded(array: Array) -> Array:
+        # a lone constant beyond the limit is a mask's "minus infinity": the nearest finite value
+        return np.clip(array, -limit, limit).astype(dtypes.NUMPY[dtype])
+
+    _retype(model.graph, _TYPES["fp32"], _TYPES[dtype], rounded)
+    _keep_outputs_float32(model.graph, _TYPES[dtype])
+
+
+def widen_to_float32(model: ir.Model, dtype: str) -> None:
+    """Let a lowered graph compute in float32 on its rounded weights (to check it on a CPU)."""
+    _retype(model.graph, _TYPES[dtype], _TYPES["fp32"], lambda array: array.astype(np.float32))
+
+
+def _check_range(graph: ir.Graph, dtype: str) -> None:
+    limit = dtypes.largest(dtype)
+    problems = []
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size <= 1:
+            continue
+        largest = float(np.abs(tensor.numpy()).max())
+        if largest > limit:
+            problems.append(
+                Problem(
+                    Code.OVERFLOW,
+                    str(name),
+                    got=f"{largest:.6g}",
+                    expected=f"at most {limit:.6g}",
+                    cause=f"the frozen weight does not fit {dtype}",
+                    mend="build with --dtype bf16 or fp32",
+                )
+            )
+    if problems:
+        raise BuildError(f"{dtype} cannot hold the base", problems)
+
+
+def _retype(
+    graph: ir.Graph, source: ir.DataType, target: ir.DataType, convert: Callable[[Array], Array]
+) -> None:
+    """Let every value, weight and cast of type ``source`` be of type ``target``."""
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == source:
+            value.const_value = ir.Tensor(convert(tensor.numpy()), dtype=target, name=name)
+            value.type = ir.TensorType(target)
+    for value in graph.inputs:
+        if value.dtype == source:
+            value.type = ir.TensorType(target)
+    for node in graph:
+        to = node.attributes.get("to") if node.op_type == "Cast" else None
+        if to is not None and to.as_int() == source:
+            node.attributes["to"] = ir.AttrInt64("to", int(target))
+        filled = node.attributes.get("value") if node.op_type == "ConstantOfShape" else None
+        if filled is not None and filled.as_tensor().dtype == source:
+            array = convert(filled.as_tensor().numpy())
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(array, dtype=target))
+        for output in node.outputs:
+            if output.dtype == source:
+                output.type = ir.TensorType(target)
+
+
+def _keep_outputs_float32(graph: ir.Graph, computed: ir.DataType) -> None:
+    for index, output in enumerate(list(graph.outputs)):
+        if output.dtype != computed:
+            continue
+        name, output.name = output.name, f"{output.name}.{computed.name.lower()}"
+        cast = ir.node("Cast", [output], attributes={"to": int(ir.DataType.FLOAT)})
+        graph.append(cast)
+        result = cast.outputs[0]
+        result.name, result.shape = name, output.shape
+        result.type = ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs[index] = result

@@ -1,0 +1,122 @@
+"""The base model: loaded from a folder or a hub id with transformers' ordinary loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+import transformers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from adexport_runtime.errors import BuildError, Code, Problem
+from adexport_runtime.manifest import Task
+from adexport_runtime.tensors import Array
+
+from .fingerprint import fingerprint
+
+_LOADERS = {
+    "feature-extraction": "AutoModel",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
+TASKS: tuple[str, ...] = get_args(Task)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen float32 model in eval mode, its tokenizer (if any) and what it is for.
+
+    ``untrained`` names the weights that the checkpoint does not have (they are random).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    task: Task
+    name: str
+    source: str
+    untrained: frozenset[str]
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's config."""
+        return self.model.config
+
+
+def load_model(source: str, task: str = "auto") -> LoadedModel:
+    """Load a base model.
+
+    Args:
+        source: a local folder, or a hub id that transformers' loader resolves.
+        task: ``feature-extraction``, ``text-classification``, ``token-classification``, or
+            ``auto``: what the config's architecture says.
+
+    Raises:
+        BuildError: the model does not load.
+    """
+    headline = f"{source} cannot be built"
+    try:
+        config = AutoConfig.from_pretrained(source)
+        chosen = _task_of(config) if task == "auto" else cast(Task, task)
+        # float32 whatever the checkpoint holds: precision is a choice of the lowering
+        model, info = getattr(transformers, _LOADERS[chosen]).from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BuildError(
+            headline,
+            Problem(
+                Code.ABSENT,
+                source,
+                got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+                expected="a transformers model",
+                mend="check the path; a hub id needs the network",
+            ),
+        ) from error
+    model.eval().requires_grad_(False)
+    return LoadedModel(
+        model=model,
+        tokenizer=_tokenizer(source),
+        task=chosen,
+        name=_name(source),
+        source=source,
+        untrained=frozenset(info["missing_keys"]),
+    )
+
+
+def _task_of(config: PretrainedConfig) -> Task:
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith("ForSequenceClassification"):
+        return "text-classification"
+    if architecture.endswith("ForTokenClassification"):
+        return "token-classification"
+    return "feature-extraction"
+
+
+def _name(source: str) -> str:
+    path = Path(source)
+    return path.resolve().name if path.exists() else source.rpartition("/")[2]
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside the model, as a fast one; None where there is none."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, ImportError, TypeError):
+        return None
+    return tokenizer if getattr(tokenizer, "is_fast", False) else None
+
+
+def frozen_weights(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Array]:
+    """The named parameters of a model as float32, in the checkpoint's orientation."""
+    state = dict(model.named_parameters())
+    return {name: state[name].detach().to(torch.float32).numpy() for name in names}
+
+
+def model_fingerprint(model: PreTrainedModel, names: Iterable[str]) -> str:
+    """The fingerprint of a loaded model over the named weights."""
+    prefix = f"{model.base_model_prefix}."
+    weights = frozen_weights(model, names)
+    return fingerprint({name.removeprefix(prefix): weight for name, weight in weights.items()})

@@ -1,0 +1,205 @@
+"""torch to a target-free ONNX graph: slots and attention are opaque ops, weights keep their names.
+
+This is the one step that needs torch, and the slow one. Everything behind it is a pass on a graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    LiftConstantsToInitializersPass,
+)
+
+from adexport_runtime.errors import BuildError, Code, Problem
+from adexport_runtime.manifest import Input, Output
+
+from .attention import OpaqueAttention
+from .ops import DOMAIN, LINEAR, VERSION
+from .slots.rewrite import traced_linears
+
+_ROOT = "adexport_root"
+
+#: sizes of the sample: at least 2 and all different, so that the exporter takes no two for one
+_SAMPLE = {"batch": 3, "seq": 11}
+
+
+class _Wrapper(torch.nn.Module):
+    """The model with the bundle's inputs and outputs, in order."""
+
+    def __init__(self, model: Any, outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.adexport_root = model
+        self._outputs = list(outputs)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        kept = self.adexport_root(**inputs, return_dict=True)
+        return tuple(kept[name] for name in self._outputs)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A target-free graph, the names of the model's parameters in it, and why attention is not opaque."""
+
+    graph: ir.Model
+    weights: tuple[str, ...]
+    eager_reasons: tuple[str, ...]
+
+
+def trace_model(model: Any, inputs: Sequence[Input], outputs: Sequence[Output], opset: int) -> Trace:
+    """Trace a model once.
+
+    Args:
+        model: a float32 transformers model in eval mode; left as it was.
+        inputs: the inputs to feed, with symbolic sizes ``batch`` and ``seq``.
+        outputs: fields of the model's output to return.
+        opset: the ONNX opset of the graph.
+
+    Raises:
+        BuildError: torch cannot export the model.
+    """
+    sample = {spec.name: _sample(spec) for spec in inputs}
+    before = model.config._attn_implementation
+    attention = OpaqueAttention()
+    with torch.no_grad():
+        reasons = attention.survey(model, lambda: model(**sample))
+    try:
+        with traced_linears(model), _quiet():
+            program = torch.onnx.export(
+                _Wrapper(model, [spec.name for spec in outputs]),
+                (),
+                kwargs={"inputs": sample},
+                dynamic_shapes={"inputs": {spec.name: _dynamic(spec) for spec in inputs}},
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in outputs],
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise BuildError(
+            f"{type(model).__name__} cannot be traced",
+            Problem(
+                Code.EXPORT_FAILED,
+                type(model).__name__,
+                got=_first_cause(error),
+                expected="code that torch.export can follow",
+                mend="report the model; the traceback below this error has torch's own words",
+            ),
+        ) from error
+    finally:
+        model.set_attn_implementation(before)
+    assert program is not None
+    graph = program.model
+    _tidy(graph, inputs, outputs)
+    parameters = dict(model.named_parameters())
+    weights = tuple(name for name in graph.graph.initializers if name in parameters)
+    return Trace(graph, weights, tuple(reasons))
+
+
+def _first_cause(error: BaseException) -> str:
+    """What went wrong in the model's code, below the exporter's own wrappings."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def _sample(spec: Input) -> torch.Tensor:
+    shape = [_SAMPLE[size] if isinstance(size, str) else size for size in spec.shape]
+    if spec.fill is not None:
+        return torch.full(shape, spec.fill, dtype=torch.int64)
+    assert spec.high is not None
+    return torch.arange(1, 1 + shape[0] * shape[1]).reshape(shape) % (spec.high + 1)
+
+
+def _dynamic(spec: Input) -> dict[int, Any]:
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes on packages that this project does not use off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _tidy(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[Output]) -> None:
+    """Give values, sizes and weights the names of the format; drop what torch left for itself."""
+    graph = model.graph
+    for name in list(graph.initializers):
+        if name.startswith(f"{_ROOT}."):
+            value = graph.initializers.pop(name)
+            value.name = name.removeprefix(f"{_ROOT}.")
+            if value.const_value is not None:
+                value.const_value.name = value.name
+            graph.initializers[value.name] = value
+    _name_sizes(graph, inputs)
+    for value, spec in zip(graph.outputs, outputs, strict=True):
+        value.shape = ir.Shape(spec.shape)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ClearMetadataAndDocStringPass()(model)  # torch leaves stack traces there, with local paths
+    model.producer_name, model.producer_version = DOMAIN, None
+    graph.name = "trace"
+    model.opset_imports[DOMAIN] = VERSION
+    _store_linears_transposed(graph)
+
+
+def _name_sizes(graph: ir.Graph, inputs: Sequence[Input]) -> None:
+    """Call torch's symbolic sizes what the inputs call them (``batch``, ``seq``), everywhere."""
+    by_name = {value.name: value for value in graph.inputs}
+    names: dict[str, str] = {}
+    for spec in inputs:
+        value = by_name[spec.name]
+        assert value.shape is not None
+        for symbol, size in zip(value.shape, spec.shape, strict=True):
+            if isinstance(symbol, ir.SymbolicDim) and symbol.value is not None:
+                names[symbol.value] = str(size)
+        value.shape = ir.Shape(spec.shape)
+    for node in graph:
+        for value in node.outputs:
+            if value.shape is not None:
+                value.shape = ir.Shape([_renamed(size, names) for size in value.shape])
+
+
+def _renamed(size: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+    if isinstance(size, int):
+        return size
+    return None if size.value is None else names.get(size.value, size.value)
+
+
+def _store_linears_transposed(graph: ir.Graph) -> None:
+    """Store the weights of linear layers ``[in, out]``, as MatMul takes them.
+
+    A weight that something else uses too (a tied embedding) stays as it is; ``transposed`` on
+    the op says which way it lies.
+    """
+    for node in graph:
+        if node.domain != DOMAIN or node.op_type != LINEAR or node.attributes["transposed"].as_int():
+            continue
+        weight = node.inputs[1]
+        assert weight is not None
+        assert weight.const_value is not None
+        users = [use.node for use in weight.uses()]
+        if all(user.domain == DOMAIN and user.op_type == LINEAR for user in users):
+            array = weight.const_value.numpy().T
+            weight.const_value = ir.Tensor(array.copy(), name=weight.name)
+            weight.shape = ir.Shape(array.shape)
+            for user in users:
+                user.attributes["transposed"] = ir.AttrInt64("transposed", 1)

@@ -1,0 +1,43 @@
+"""The adexport runtime: bind many tenants' adapters to one exported base, one for each row.
+
+Needs numpy and ONNX Runtime; never torch.
+"""
+
+from .bind import bind_into_bundle, load_adapter
+from .bound import BoundAdapter
+from .bundle import Bundle
+from .engine import Engine
+from .errors import (
+    AdapterError,
+    AdexportError,
+    BankFullError,
+    BuildError,
+    BundleError,
+    Code,
+    DependencyError,
+    Problem,
+    ProviderError,
+    RequestError,
+    UnknownAdapterError,
+)
+from .manifest import Manifest
+
+__all__ = [
+    "AdapterError",
+    "AdexportError",
+    "BankFullError",
+    "BoundAdapter",
+    "BuildError",
+    "Bundle",
+    "BundleError",
+    "Code",
+    "DependencyError",
+    "Engine",
+    "Manifest",
+    "Problem",
+    "ProviderError",
+    "RequestError",
+    "UnknownAdapterError",
+    "bind_into_bundle",
+    "load_adapter",
+]

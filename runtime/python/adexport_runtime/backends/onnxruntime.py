@@ -1,0 +1,214 @@
+"""ONNX Runtime: CPU by default, CUDA and TensorRT when asked for, never a quiet fallback."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import dtypes
+from ..bank import Lease
+from ..errors import BundleError, Code, DependencyError, Problem, ProviderError
+from ..manifest import Manifest
+from ..tensors import Array
+
+#: provider -> (ONNX Runtime's name, the extra that brings it)
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", "cpu"),
+    "cuda": ("CUDAExecutionProvider", "gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "gpu"),
+}
+
+#: fusions that make the CPU slower, by 5 to 12 % on MiniLM (see BENCHMARKS.md)
+SLOW_ON_CPU = ("SkipLayerNormFusion", "BiasGeluFusion")
+
+_ONNX_BFLOAT16 = 16
+
+
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime with its telemetry off.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it is read while the library loads
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError(
+            "ONNX Runtime is needed",
+            Problem(
+                Code.PACKAGE_MISSING,
+                "onnxruntime",
+                got=str(error),
+                mend="pip install adexport[cpu] (or adexport[gpu])",
+            ),
+        ) from error
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def open_session(model: Path, provider: str = "cpu", threads: int = 0) -> Any:
+    """Load a graph for one provider, with the settings that measured best.
+
+    Args:
+        model: the ``.onnx`` file.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: threads of one operator; 0 lets ONNX Runtime choose.
+
+    Raises:
+        ProviderError: the provider is unknown, not in this ONNX Runtime, or did not start.
+        BundleError: ONNX Runtime does not take the graph.
+    """
+    ort = import_onnxruntime()
+    wanted = _wanted(provider, ort.get_available_providers(), ort.__version__)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    chain = [wanted] if provider == "cpu" else [wanted, "CPUExecutionProvider"]
+    try:
+        session = ort.InferenceSession(
+            os.fspath(model),
+            options,
+            providers=chain,
+            disabled_optimizers=list(SLOW_ON_CPU) if provider == "cpu" else None,
+        )
+    except Exception as error:
+        raise BundleError(
+            f"{model} does not load",
+            Problem(
+                Code.DAMAGED,
+                str(model),
+                got=f"ONNX Runtime {ort.__version__}: {error}",
+                cause="a graph of a newer opset than this ONNX Runtime knows, or a damaged file",
+                mend="update onnxruntime, or build the bundle again",
+            ),
+        ) from error
+    if wanted not in session.get_providers():
+        raise ProviderError(
+            f"{provider} is not to be had",
+            Problem(
+                Code.PROVIDER_UNAVAILABLE,
+                wanted,
+                got=f"a session on {', '.join(session.get_providers())}",
+                cause="the driver or a library of the provider is missing",
+                mend="install the driver, or ask for another provider",
+            ),
+        )
+    return session
+
+
+def _wanted(provider: str, available: list[str], version: str) -> str:
+    if provider not in PROVIDERS:
+        raise ProviderError(
+            "unknown provider",
+            Problem(
+                Code.PROVIDER_UNAVAILABLE,
+                repr(provider),
+                expected="one of " + ", ".join(PROVIDERS),
+                mend="ask for one of these",
+            ),
+        )
+    wanted, extra = PROVIDERS[provider]
+    if wanted not in available:
+        raise ProviderError(
+            f"{provider} is not to be had",
+            Problem(
+                Code.PROVIDER_UNAVAILABLE,
+                wanted,
+                got=f"onnxruntime {version} with {', '.join(available)}",
+                cause="the installed ONNX Runtime was built without it",
+                mend=f"pip uninstall onnxruntime, then pip install adexport[{extra}]",
+            ),
+        )
+    return wanted
+
+
+@dataclass
+class _Binding:
+    """An IOBinding with the banks bound; ``key`` says which state of the banks it holds."""
+
+    io: Any
+    key: int = -1
+
+
+class OnnxRuntimeBackend:
+    """A session, and bindings in which the banks stay bound from run to run."""
+
+    def __init__(self, model: Path, manifest: Manifest, provider: str, threads: int) -> None:
+        """Open the graph of a bundle. See :func:`open_session`."""
+        if manifest.base.dtype == "bf16" and provider == "cpu":
+            raise ProviderError(
+                "cpu cannot run this bundle",
+                Problem(
+                    Code.PROVIDER_UNAVAILABLE,
+                    "bf16 on cpu",
+                    cause="ONNX Runtime has no bfloat16 kernels for the CPU",
+                    mend="adexport build BUNDLE --dtype fp32 (or fp16), or ask for cuda",
+                ),
+            )
+        self._ort = import_onnxruntime()
+        self._session = open_session(model, provider, threads)
+        self._device = "cpu" if provider == "cpu" else "cuda"
+        self._outputs = [output.name for output in manifest.outputs]
+        self._idle: list[_Binding] = []
+        self._lock = threading.Lock()
+        self._resident: tuple[int, dict[str, Any]] = (-1, {})
+
+    @property
+    def provider(self) -> str:
+        """What the session runs on."""
+        return str(self._session.get_providers()[0])
+
+    def run(self, feeds: Mapping[str, Array], lease: Lease) -> dict[str, Array]:
+        """Run once; see :class:`~adexport_runtime.backends.Backend`."""
+        with self._binding(lease) as io:
+            for name, value in feeds.items():
+                io.bind_cpu_input(name, value)
+            for name in self._outputs:  # anew for each run: a kept output keeps its last shape
+                io.bind_output(name, "cpu")
+            self._session.run_with_iobinding(io)
+            values = io.get_outputs()
+            return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
+
+    def close(self) -> None:
+        """Drop the session and the bindings."""
+        self._idle.clear()
+        self._resident = (-1, {})
+        self._session = None
+
+    @contextmanager
+    def _binding(self, lease: Lease) -> Iterator[Any]:
+        """An IOBinding that holds the lease's banks, for one run."""
+        with self._lock:
+            binding = self._idle.pop() if self._idle else _Binding(self._session.io_binding())
+        # host arrays are shared with ONNX Runtime; device copies go stale with every write
+        key = lease.layout if self._device == "cpu" else lease.revision
+        if binding.key != key:
+            for name, value in self._values(lease, key).items():
+                binding.io.bind_ortvalue_input(name, value)
+            binding.key = key
+        yield binding.io
+        with self._lock:  # not after an error: that binding is dropped
+            self._idle.append(binding)
+
+    def _values(self, lease: Lease, key: int) -> dict[str, Any]:
+        with self._lock:
+            kept, values = self._resident
+            if kept != key:
+                values = {name: self._value(array) for name, array in lease.arrays.items()}
+                if key > kept:
+                    self._resident = (key, values)
+            return values
+
+    def _value(self, array: Array) -> Any:
+        value = self._ort.OrtValue
+        if array.dtype == dtypes.NUMPY["bf16"]:
+            return value.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _ONNX_BFLOAT16)
+        return value.ortvalue_from_numpy(array, self._device, 0)

@@ -1,0 +1,180 @@
+"""Binding: a foreign adapter becomes the bundle's slot tensors, exactly, or is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .adapters import CONFIG_FILE, NeutralAdapter, read_adapter
+from .bound import BoundAdapter, is_bound
+from .bundle import Bundle
+from .errors import AdapterError, Code, Problem
+from .fit import linear_problems
+from .manifest import Manifest
+from .names import check_name
+from .tensors import Array, read_tensors
+
+
+def default_name(path: Path) -> str:
+    """The name an adapter gets when none is given: its folder's, or its own if it stands alone."""
+    path = path.resolve()
+    if path.is_dir():
+        return path.name
+    if path.name == CONFIG_FILE or (path.parent / CONFIG_FILE).exists():
+        return path.parent.name
+    return path.stem
+
+
+def load_adapter(name: str, source: str | os.PathLike[str], manifest: Manifest) -> BoundAdapter:
+    """Read a bound or a foreign adapter and check it whole against a manifest.
+
+    Args:
+        name: the id to bind it under.
+        source: a bound ``.safetensors``, a PEFT folder, or its ``adapter_model.safetensors``.
+
+    Raises:
+        AdapterError: naming everything in it that does not fit.
+    """
+    check_name(name)
+    path = Path(source)
+    if path.is_file() and path.name != CONFIG_FILE and is_bound(file := read_tensors(path)):
+        return BoundAdapter.from_file(file, manifest, name)
+    return bind_adapter(name, read_adapter(path), manifest)
+
+
+def bind_into_bundle(
+    bundle: Bundle,
+    source: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    replace: bool = False,
+) -> BoundAdapter:
+    """Bind an adapter and write it to ``BUNDLE/adapters/NAME.safetensors``, whole or not at all.
+
+    Raises:
+        AdapterError: it does not fit, or the name is taken and ``replace`` is false.
+    """
+    name = check_name(default_name(Path(source)) if name is None else name)
+    target = bundle.adapter_path(name)
+    if target.exists() and not replace:
+        raise AdapterError(
+            f"{name} is not bound",
+            Problem(
+                Code.EXISTS,
+                name,
+                got=f"an adapter of this name in {bundle.root.name}",
+                mend="give --replace, or another --name",
+            ),
+        )
+    adapter = load_adapter(name, source, bundle.manifest)
+    target.parent.mkdir(exist_ok=True)
+    adapter.save(target)
+    return adapter
+
+
+def bind_adapter(name: str, adapter: NeutralAdapter, manifest: Manifest) -> BoundAdapter:
+    """Fit neutral weights to the slots of a bundle.
+
+    Raises:
+        AdapterError: naming every tensor, site and config key that does not fit.
+    """
+    check_name(name)
+    problems = list(adapter.problems)
+    paths = _Paths.between(adapter.linears, manifest)
+    fitted = {paths.in_bundle(module): weights for module, weights in adapter.linears.items()}
+    if len(fitted) < len(adapter.linears):
+        problems.append(
+            Problem(
+                Code.DUPLICATE_KEY,
+                ", ".join(sorted(adapter.linears.keys() & fitted.keys())),
+                got="the same module with and without the base's prefix",
+                expected="each module once",
+                cause="two checkpoints merged into one file",
+            )
+        )
+    tensors: dict[str, Array] = {}
+    for module, weights in fitted.items():
+        site = manifest.site_by_path.get(module)
+        if site is None:
+            problems.append(_no_site(module, weights.tensors, manifest))
+            continue
+        problems += linear_problems(site, weights.lora_A, weights.lora_B, weights.tensors, manifest)
+        tensors[site.linear.lora_A.name] = weights.lora_A
+        tensors[site.linear.lora_B.name] = weights.lora_B
+    problems += _lost(adapter, paths, manifest)
+    if problems:
+        raise AdapterError(f"{name} is not bound", problems)
+    return BoundAdapter(
+        name=name,
+        source_type=adapter.source_type,
+        source_sha256=adapter.sha256,
+        base_fingerprint=manifest.base.fingerprint,
+        tensors=tensors,
+    )
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Module paths of the adapter's library and of the bundle, and how to get from one to the other.
+
+    The same base is ``encoder.…`` as a bare model and ``bert.encoder.…`` under a task head, so
+    the base's prefix may be missing or extra in an adapter's paths.
+    """
+
+    strip: str = ""
+    add: str = ""
+
+    @classmethod
+    def between(cls, modules: Iterable[str], manifest: Manifest) -> _Paths:
+        known = set(manifest.modules)
+        prefix = f"{manifest.base.prefix}." if manifest.base.prefix else ""
+        ways = [cls(), cls(strip=prefix), cls(add=prefix)]
+        modules = list(modules)
+        return max(ways, key=lambda way: sum(way.in_bundle(module) in known for module in modules))
+
+    def in_bundle(self, module: str) -> str:
+        return self.add + module.removeprefix(self.strip)
+
+    def in_library(self, module: str) -> str:
+        return self.strip + module.removeprefix(self.add)
+
+
+def _no_site(module: str, tensors: tuple[str, str], manifest: Manifest) -> Problem:
+    if module in manifest.modules:
+        return Problem(
+            Code.UNKNOWN_SITE,
+            module,
+            got="an adapter for this module",
+            expected="a module with a slot",
+            cause="the bundle was built for other targets",
+            mend="adexport build BUNDLE --targets … (or --like ADAPTER)",
+        )
+    return Problem(
+        Code.UNKNOWN_SITE,
+        " and ".join(tensors),
+        got="a module that the base does not have",
+        expected=f"modules of {manifest.base.architecture}",
+        cause=f"trained on another base than {manifest.base.name}",
+        mend="bind it to a bundle of its own base",
+    )
+
+
+def _lost(adapter: NeutralAdapter, paths: _Paths, manifest: Manifest) -> list[Problem]:
+    """Sites that the adapter's config claims and its file has nothing for."""
+    if adapter.covers is None:
+        return []
+    seen = {problem.subject for problem in adapter.problems} | adapter.linears.keys()
+    return [
+        Problem(
+            Code.SITE_MISSING,
+            site.path,
+            got="no tensors",
+            expected="lora_A and lora_B, as the config's target_modules say",
+            cause="a partial save, or the config of another adapter",
+            mend="save the adapter again",
+        )
+        for site in manifest.sites
+        if (module := paths.in_library(site.path)) not in seen and adapter.covers(module)
+    ]

@@ -1,0 +1,170 @@
+"""The engine: a bundle, its bank of adapters, and a backend; one adapter for each row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from . import dtypes
+from .backends import Backend
+from .backends.onnxruntime import OnnxRuntimeBackend
+from .bank import IDENTITY_ROW, Bank
+from .bind import load_adapter
+from .bundle import Bundle
+from .errors import Code, Problem, RequestError
+from .names import check_name
+from .request import Adapters, check_adapters, check_inputs
+from .tensors import Array
+from .text import TextEncoder
+
+
+class Engine:
+    """Runs one frozen base for many tenants. Safe to use from several threads.
+
+    >>> engine = Engine.open("minilm.bundle")
+    >>> engine.bind("acme", "path/to/peft_adapter")
+    >>> engine.run({"input_ids": ids}, adapters=["acme", None, "other"])
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, bank: Bank) -> None:
+        """Put the parts together; use :meth:`open`."""
+        self.bundle = bundle
+        self._backend: Backend | None = backend
+        self._bank = bank
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | os.PathLike[str],
+        provider: str = "cpu",
+        rows: int | None = None,
+        threads: int = 0,
+    ) -> Engine:
+        """Open a bundle, with the adapters that were bound into it.
+
+        Args:
+            bundle: the folder that ``adexport build`` wrote.
+            provider: ``cpu``, ``cuda`` or ``tensorrt``; asked for and not there is an error.
+            rows: how many adapters may be resident at once (None: as many as are bound). Others
+                wait in host memory and take the place of the least recently used.
+            threads: threads of one operator; 0 lets ONNX Runtime choose.
+
+        Raises:
+            BundleError: the bundle is absent, damaged or of another version.
+            ProviderError: the provider is not to be had.
+            RequestError: ``rows`` is less than 1.
+        """
+        opened = Bundle.open(bundle)
+        if rows is not None and rows < 1:
+            raise RequestError(
+                "the engine is not opened",
+                Problem(Code.BAD_INPUT, "rows", got=str(rows), expected="at least 1, or None"),
+            )
+        manifest = opened.manifest
+        backend = OnnxRuntimeBackend(opened.model_path, manifest, provider, threads)
+        bank = Bank(manifest.slot_inputs, dtypes.NUMPY[manifest.base.dtype], rows)
+        engine = cls(opened, backend, bank)
+        for name, path in opened.adapters().items():
+            engine._bind_lazily(name, path)
+        return engine
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def provider(self) -> str:
+        """What the graph runs on, as ONNX Runtime names it."""
+        return self._running.provider
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        """The bundle's tokenizer, for inputs from text."""
+        return TextEncoder(self.bundle)
+
+    def bind(self, name: str, source: str | os.PathLike[str] | None = None) -> None:
+        """Bind an adapter, or bind the name anew; runs under way keep what they have.
+
+        Args:
+            name: the tenant's id.
+            source: a PEFT folder, its safetensors file, or a bound adapter's file. None takes
+                what ``adexport bind`` wrote into the bundle under this name.
+
+        Raises:
+            AdapterError: the adapter does not fit; what was bound before still serves.
+        """
+        check_name(name)
+        path = self.bundle.adapter_path(name) if source is None else Path(source)
+        self._bank.put(name, load_adapter(name, path, self.bundle.manifest).tensors)
+
+    def unbind(self, name: str) -> None:
+        """Forget an adapter. Runs under way finish with it.
+
+        Raises:
+            UnknownAdapterError: nothing is bound under that name.
+        """
+        self._bank.drop(name)
+
+    def adapters(self) -> list[str]:
+        """The names that a run may ask for."""
+        return sorted(self._bank.generations())
+
+    def run(self, inputs: Mapping[str, Any], adapters: Adapters = None) -> dict[str, Array]:
+        """Run one batch, with an adapter for each row.
+
+        Args:
+            inputs: arrays (or nested lists) by input name, as the manifest declares them;
+                ``input_ids`` is int64 ``[batch, seq]``. Inputs with a default may be left out.
+            adapters: a name or None (the base) for all rows, or a sequence with one for each.
+
+        Returns:
+            The outputs by name, as float32 arrays with the batch first.
+
+        Raises:
+            RequestError: inputs or adapters that do not fit; UnknownAdapterError and
+                BankFullError are such.
+        """
+        manifest = self.bundle.manifest
+        feeds = check_inputs(inputs, manifest)
+        batch = next(iter(feeds.values())).shape[0]
+        names = check_adapters(adapters, batch, manifest)
+        with self._bank.lease({name for name in names if name is not None}) as lease:
+            if manifest.adapter_ids is not None:
+                ids = [IDENTITY_ROW if name is None else lease.rows[name] for name in names]
+                if len(set(ids)) == 1:
+                    ids = ids[:1]  # one adapter for the whole batch is one matrix product, not many
+                feeds[manifest.adapter_ids] = np.array(ids, np.int64)
+            return self._running.run(feeds, lease)
+
+    def run_text(self, texts: Sequence[str], adapters: Adapters = None) -> dict[str, Array]:
+        """Run texts, tokenized with the bundle's tokenizer. See :meth:`run`."""
+        return self.run(self.text(texts), adapters)
+
+    def close(self) -> None:
+        """Free the session. A closed engine refuses to run."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    @property
+    def _running(self) -> Backend:
+        if self._backend is None:
+            raise RequestError("the engine is closed", Problem(Code.CLOSED, str(self.bundle.root)))
+        return self._backend
+
+    def _bind_lazily(self, name: str, path: Path) -> None:
+        manifest = self.bundle.manifest
+        self._bank.put_lazily(name, lambda: load_adapter(name, path, manifest).tensors)

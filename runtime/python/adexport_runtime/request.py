@@ -1,0 +1,164 @@
+"""Checking what a call brings before any of it reaches the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import dtypes
+from .errors import Code, Problem, RequestError
+from .manifest import Input, Manifest
+from .tensors import Array
+
+Adapters = str | None | Sequence[str | None]
+
+
+def check_inputs(inputs: Mapping[str, Any], manifest: Manifest) -> dict[str, Array]:
+    """Turn a call's inputs into arrays of the manifest's dtypes and shapes.
+
+    Inputs that may be left out are filled in. Nothing is ever cut, padded or wrapped.
+
+    Raises:
+        RequestError: naming every input that is unknown, absent, of a wrong shape or dtype, or
+            holds values out of range.
+    """
+    declared = {spec.name: spec for spec in manifest.inputs}
+    problems = [
+        Problem(Code.BAD_INPUT, name, got="an unknown input", expected=", ".join(declared))
+        for name in inputs
+        if name not in declared
+    ]
+    arrays: dict[str, Array] = {}
+    for name, spec in declared.items():
+        if name in inputs:
+            array, found = _to_array(spec, inputs[name])
+            problems += found
+            if array is not None:
+                arrays[name] = array
+        elif spec.fill is None:
+            problems.append(Problem(Code.BAD_INPUT, name, got="nothing", expected=_wanted(spec)))
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, array in arrays.items():
+        problems += _check_shape(declared[name], array, sizes)
+    if not problems:
+        problems += _check_tokens(arrays, manifest)
+    if problems:
+        raise RequestError("the inputs do not fit", problems)
+    for name, spec in declared.items():
+        if name not in arrays:
+            shape = [sizes[d][0] if isinstance(d, str) else d for d in spec.shape]
+            arrays[name] = np.full(shape, spec.fill, dtypes.NUMPY[spec.dtype])
+    return arrays
+
+
+def check_adapters(adapters: Adapters, batch: int, manifest: Manifest) -> list[str | None]:
+    """One adapter (or None, the base) for each row.
+
+    Raises:
+        RequestError: their number is not the batch's, or the bundle has no slots.
+    """
+    rows = [adapters] * batch if adapters is None or isinstance(adapters, str) else list(adapters)
+    wrong = [row for row in rows if row is not None and not isinstance(row, str)]
+    if len(rows) != batch or wrong:
+        raise RequestError(
+            "the adapters do not fit",
+            Problem(
+                Code.BAD_INPUT,
+                "adapters",
+                got=f"{len(rows)} for {batch} rows" if not wrong else f"{wrong[0]!r}",
+                expected=f"one name (or None, the base) for all rows, or {batch} of them",
+            ),
+        )
+    if manifest.adapter_ids is None and any(row is not None for row in rows):
+        raise RequestError(
+            "the adapters do not fit",
+            Problem(
+                Code.BAD_INPUT,
+                "adapters",
+                got="an adapter for a bundle without slots",
+                mend="adexport build BUNDLE --slots lora",
+            ),
+        )
+    return rows
+
+
+def _wanted(spec: Input) -> str:
+    return f"{spec.dtype} [{', '.join(str(size) for size in spec.shape)}]"
+
+
+def _to_array(spec: Input, value: Any) -> tuple[Array | None, list[Problem]]:
+    dtype = dtypes.NUMPY[spec.dtype]
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        return None, [
+            Problem(
+                Code.BAD_INPUT,
+                spec.name,
+                got=f"no rectangular array ({error})",
+                expected=_wanted(spec),
+                mend="pad the rows to one length",
+            )
+        ]
+    kinds = "iub" if dtype.kind == "i" else "iuf"
+    if array.dtype.kind not in kinds and array.dtype != dtype:
+        return None, [Problem(Code.BAD_INPUT, spec.name, got=str(array.dtype), expected=_wanted(spec))]
+    return np.ascontiguousarray(array, dtype), []
+
+
+def _check_shape(spec: Input, array: Array, sizes: dict[str, tuple[int, str]]) -> list[Problem]:
+    got = f"shape {list(array.shape)}"
+    if array.ndim != len(spec.shape) or 0 in array.shape:
+        return [Problem(Code.BAD_INPUT, spec.name, got=got, expected=_wanted(spec))]
+    problems = []
+    for declared, size in zip(spec.shape, array.shape, strict=True):
+        if isinstance(declared, int):
+            expected, because = declared, ""
+        else:
+            expected, because = sizes.setdefault(declared, (size, spec.name))
+        if size != expected:
+            like = f" as {because} has" if because else ""
+            problems.append(
+                Problem(Code.BAD_INPUT, spec.name, got=got, expected=f"{declared} = {expected}{like}")
+            )
+    low, high = array.min(), array.max()
+    if (spec.low is not None and low < spec.low) or (spec.high is not None and high > spec.high):
+        problems.append(
+            Problem(
+                Code.BAD_INPUT,
+                spec.name,
+                got=f"values from {low} to {high}",
+                expected=f"values from {spec.low} to {spec.high}",
+                cause="ids of another tokenizer" if spec.name == "input_ids" else "",
+            )
+        )
+    return problems
+
+
+def _check_tokens(arrays: Mapping[str, Array], manifest: Manifest) -> list[Problem]:
+    problems = []
+    ids, mask = arrays.get("input_ids"), arrays.get("attention_mask")
+    limit = manifest.base.max_positions
+    if ids is not None and limit is not None and ids.shape[1] > limit:
+        problems.append(
+            Problem(
+                Code.BAD_INPUT,
+                "input_ids",
+                got=f"{ids.shape[1]} tokens",
+                expected=f"at most {limit}, the positions of {manifest.base.name}",
+                mend="truncate the text",
+            )
+        )
+    if mask is not None and not (rows := mask.any(axis=1)).all():
+        empty = ", ".join(str(row) for row in np.flatnonzero(~rows))
+        problems.append(
+            Problem(
+                Code.BAD_INPUT,
+                "attention_mask",
+                got=f"only zeros in row {empty}",
+                expected="at least one token in every row",
+            )
+        )
+    return problems

@@ -1,0 +1,172 @@
+"""safetensors files, read strictly: what the parser lets through and we must not is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors.numpy import save as _serialize
+
+from .errors import AdapterError, Code, Problem
+from .files import DuplicateKeyError, atomic_file, load_json
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """The content of one safetensors file, and the hash of exactly the bytes that were read."""
+
+    path: Path
+    tensors: Mapping[str, Array]
+    metadata: Mapping[str, str]
+    sha256: str
+    size: int
+
+
+def _refuse(path: Path, problem: Problem) -> AdapterError:
+    return AdapterError(f"{path.name} is refused", problem)
+
+
+def _foreign_content(content: bytes) -> str | None:
+    """What a file that is not safetensors looks like, by its first bytes."""
+    if content[:4] == b"PK\x03\x04":
+        return "a zip archive (a torch .bin or .pt file?)"
+    if content[:1] == b"\x80" and content[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "a Python pickle"
+    if content.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file it points to"
+    return None
+
+
+def _read_header(path: Path, content: bytes) -> dict[str, Any]:
+    """The JSON header, with repeated keys refused; the parser has already checked its bounds."""
+    (length,) = struct.unpack("<Q", content[:8])
+    try:
+        header = load_json(content[8 : 8 + length])
+    except DuplicateKeyError as error:
+        raise _refuse(
+            path,
+            Problem(
+                Code.DUPLICATE_KEY,
+                f"header key {error}",
+                got="the same key twice",
+                expected="every tensor named once",
+                cause="a tampered or badly merged file",
+                mend="save the adapter again",
+            ),
+        ) from None
+    assert isinstance(header, dict)
+    return header
+
+
+def _check_entries(path: Path, header: dict[str, Any]) -> None:
+    problems = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if not name or any(ord(letter) < 32 for letter in name) or "/" in name or "\\" in name:
+            problems.append(
+                Problem(
+                    Code.BAD_NAME,
+                    f"tensor {name!r}",
+                    expected="a module path without slashes or control characters",
+                    cause="a tampered file",
+                )
+            )
+        if 0 in entry["shape"]:
+            problems.append(
+                Problem(
+                    Code.EMPTY_TENSOR,
+                    name,
+                    got=f"shape {entry['shape']}",
+                    expected="at least one element",
+                    cause="saved from a sharded (ZeRO-3) model whose weights were not gathered",
+                    mend="gather the weights and save the adapter again",
+                )
+            )
+        if entry["dtype"] not in _DTYPES:
+            problems.append(
+                Problem(
+                    Code.WRONG_DTYPE,
+                    name,
+                    got=str(entry["dtype"]),
+                    expected="one of " + ", ".join(_DTYPES),
+                )
+            )
+    if problems:
+        raise AdapterError(f"{path.name} is refused", problems)
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """Read a whole safetensors file.
+
+    Raises:
+        AdapterError: the file is absent, truncated, a zip or a pickle, names a key twice, or
+            holds empty tensors, tensors of an unknown dtype or names that are no module paths.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _refuse(path, Problem(Code.ABSENT, str(path), got=error.strerror or "no file")) from error
+    foreign = _foreign_content(content)
+    try:
+        entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise _refuse(
+            path,
+            Problem(
+                Code.NOT_SAFETENSORS if foreign else Code.DAMAGED,
+                str(path),
+                got=foreign or f"bytes that do not parse ({error})",
+                expected="a whole safetensors file",
+                cause="the file was saved by torch.save" if foreign else "a truncated copy or download",
+                mend="save it with safetensors (PEFT: save_pretrained(…, safe_serialization=True))"
+                if foreign
+                else "copy or download the file again",
+            ),
+        ) from error
+    header = _read_header(path, content)
+    _check_entries(path, header)
+    tensors = {
+        name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in entries
+    }
+    if not tensors:
+        raise _refuse(path, Problem(Code.EMPTY_TENSOR, str(path), got="no tensors at all"))
+    return TensorFile(
+        path=path,
+        tensors=tensors,
+        metadata=header.get("__metadata__", {}),
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all (written beside, flushed, renamed)."""
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    with atomic_file(path) as part:
+        part.write_bytes(_serialize(contiguous, dict(metadata)))

@@ -1,0 +1,66 @@
+"""Texts to inputs, with the tokenizer that the bundle carries (the ``tokenizers`` library)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .bundle import Bundle
+from .errors import BundleError, Code, DependencyError, Problem, RequestError
+from .tensors import Array
+
+
+class TextEncoder:
+    """Tokenizes, truncates to the model's length, and pads to the longest row."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Load the tokenizer of a bundle.
+
+        Raises:
+            BundleError: the bundle has none.
+            DependencyError: the ``tokenizers`` package is not installed.
+        """
+        spec = bundle.manifest.tokenizer
+        if spec is None:
+            raise BundleError(
+                "no tokenizer",
+                Problem(
+                    Code.ABSENT,
+                    str(bundle.root),
+                    got="a bundle without a tokenizer",
+                    cause="the model's folder had none when the bundle was built",
+                    mend="pass input_ids, or build from a folder with a tokenizer",
+                ),
+            )
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise DependencyError(
+                "the tokenizers package is needed",
+                Problem(Code.PACKAGE_MISSING, "tokenizers", mend="pip install adexport[cpu]"),
+            ) from error
+        self._inputs = [spec.name for spec in bundle.manifest.inputs]
+        self._tokenizer = Tokenizer.from_file(str(bundle.root / spec.file))
+        self._tokenizer.enable_padding(pad_id=spec.pad_id, pad_token=spec.pad_token)
+        if spec.max_length is not None:
+            self._tokenizer.enable_truncation(spec.max_length)
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Array]:
+        """int64 ``[batch, seq]`` arrays for the inputs that the bundle has.
+
+        Raises:
+            RequestError: there are no texts, or a text gives no token.
+        """
+        if isinstance(texts, str) or not texts:
+            raise RequestError(
+                "the texts do not fit",
+                Problem(Code.BAD_INPUT, "texts", got=repr(texts)[:80], expected="a list of strings"),
+            )
+        encodings = self._tokenizer.encode_batch(list(texts))
+        fields = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "attention_mask": [encoding.attention_mask for encoding in encodings],
+            "token_type_ids": [encoding.type_ids for encoding in encodings],
+        }
+        return {name: np.array(values, np.int64) for name, values in fields.items() if name in self._inputs}
