@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
 
-from adexport.build import BuildOptions, build_model
+from adexport.build import build_model
+from adexport.options import BuildOptions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)

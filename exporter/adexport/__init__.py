@@ -10,11 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .build import BuildOptions, BuildResult, build_model, lower_again
+    from .build import BuildResult, build_model, lower_again
+    from .options import BuildOptions
+    from .verify import Report, verify_bundle
 
-__all__ = ["BuildOptions", "BuildResult", "build_model", "lower_again"]
+__all__ = ["BuildOptions", "BuildResult", "Report", "build_model", "lower_again", "verify_bundle"]
 
-_HOMES = dict.fromkeys(("BuildOptions", "BuildResult", "build_model", "lower_again"), ".build")
+_HOMES = {
+    "BuildOptions": ".options",
+    "BuildResult": ".build",
+    "Report": ".verify",
+    "build_model": ".build",
+    "lower_again": ".build",
+    "verify_bundle": ".verify",
+}
 
 
 def __getattr__(name: str) -> Any:

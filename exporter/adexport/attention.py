@@ -8,7 +8,7 @@ traced with transformers' own eager attention instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -23,9 +23,19 @@ FALLBACK = "eager"
 _WITHOUT_EFFECT = frozenset(
     {"dropout", "is_causal", "sliding_window", "output_attentions", "position_ids", "use_cache"}
 )
-#: where a mask function is looked at: dense near the start, then around every power of two, so
-#: that a window of any size shows
+#: how far from a position a mask function is looked at; a window wider than that is no window
+_REACH = 1 << 20
+#: positions between which the shape of the mask is checked
 _PROBED = sorted({*range(24), *(2**k + d for k in range(5, 21) for d in (-1, 0, 1))})
+
+UNLIMITED = -1
+
+
+class _Window(NamedTuple):
+    """A query at ``q`` sees keys from ``q - before`` to ``q + after``."""
+
+    before: int
+    after: int
 
 
 class OpaqueAttention:
@@ -35,8 +45,8 @@ class OpaqueAttention:
         """Register with transformers; the last instance made is the one it calls."""
         self._surveying = False
         self._unsupported: list[str] = []
-        self._causal: list[bool] = []
-        self._replay: Iterator[bool] = iter(())
+        self._windows: list[_Window] = []
+        self._replay: Iterator[_Window] = iter(())
         AttentionInterface.register(IMPLEMENTATION, self._attend)
         AttentionMaskInterface.register(IMPLEMENTATION, self._mask)
 
@@ -45,7 +55,7 @@ class OpaqueAttention:
 
         Afterwards the model uses ``adexport`` if it can, else ``eager``.
         """
-        self._surveying, self._unsupported, self._causal = True, [], []
+        self._surveying, self._unsupported, self._windows = True, [], []
         try:
             model.set_attn_implementation(IMPLEMENTATION)
             if model.config._attn_implementation != IMPLEMENTATION:
@@ -59,7 +69,7 @@ class OpaqueAttention:
         reasons = sorted(set(self._unsupported))
         if reasons:
             model.set_attn_implementation(FALLBACK)
-        self._replay = iter(self._causal)
+        self._replay = iter(self._windows)
         return reasons
 
     def _attend(
@@ -115,25 +125,34 @@ class OpaqueAttention:
             if attention_mask is None:
                 self._unsupported.append("the model builds a mask without a padding mask")
                 return None
-            self._causal.append(self._probe(mask_function))
+            self._windows.append(self._probe(mask_function))
             return attention_mask.new_ones(shape)
+        window = next(self._replay)
         mask: torch.Tensor = torch.onnx.ops.symbolic(
             f"{DOMAIN}::{ATTENTION_MASK}",
             (attention_mask,),
-            {"causal": int(next(self._replay))},
+            {"before": window.before, "after": window.after},
             dtype=torch.bool,
             shape=shape,
             version=1,
         )
         return mask
 
-    def _probe(self, mask_function: Callable[..., torch.Tensor]) -> bool:
-        """Whether the mask is causal; one that is neither full nor causal is unsupported."""
-        positions = torch.tensor(_PROBED)
-        query, key = positions[:, None], positions[None, :]
-        zero = torch.tensor(0)
-        allowed = mask_function(zero, zero, query, key).expand(len(_PROBED), len(_PROBED))
-        causal = bool((allowed == (key <= query)).all())
-        if not causal and not bool(allowed.all()):
-            self._unsupported.append("the model's mask is neither full nor causal")
-        return causal
+    def _probe(self, mask_function: Callable[..., torch.Tensor]) -> _Window:
+        """The window of a mask; one that is no window is unsupported."""
+        zero, middle = torch.tensor(0), torch.tensor([[_REACH]])
+        distances = torch.arange(1, _REACH + 1)[None, :]
+
+        def reach(keys: torch.Tensor) -> int:
+            hidden = ~mask_function(zero, zero, middle, keys).expand(keys.shape)
+            return int(hidden.to(torch.int8).argmax()) if hidden.any() else UNLIMITED
+
+        window = _Window(reach(middle - distances), reach(middle + distances))
+        query, key = torch.tensor(_PROBED)[:, None], torch.tensor(_PROBED)[None, :]
+        expected = torch.ones(len(_PROBED), len(_PROBED), dtype=torch.bool)
+        for limit, distance in ((window.before, query - key), (window.after, key - query)):
+            if limit != UNLIMITED:
+                expected &= distance <= limit
+        if not torch.equal(mask_function(zero, zero, query, key).expand(expected.shape), expected):
+            self._unsupported.append("the model's mask is no window")
+        return window

@@ -24,45 +24,30 @@ from adexport_runtime.bundle import (
 )
 from adexport_runtime.errors import AdapterError, BuildError, Code, Problem
 from adexport_runtime.files import atomic_folder
-from adexport_runtime.manifest import Base, File, Input, Limits, Manifest, Tokenizer
-from adexport_runtime.matching import Targets
+from adexport_runtime.manifest import Base, File, Limits, Manifest, Tokenizer
 from adexport_runtime.tensors import read_tensors
 
-from .check import TOLERANCE, check_model
-from .lower import ADAPTER_IDS, LowerOptions, linear_modules, lower
+from .check import check_model
+from .lower import ADAPTER_IDS, LowerOptions, linear_layers, lower, slot_candidates
+from .options import DEFAULT_OPSET, MIN_OPSET, BuildOptions
 from .progress import Progress, silent
-from .reference import Case, load_reference, save_reference
+from .reference import load_reference, sample_batches, save_reference
 from .slots.plan import Plan, make_plan
 
 if TYPE_CHECKING:
     from .model import LoadedModel
-
-DEFAULT_OPSET = 23
-MIN_OPSET = 20
 
 _FLOAT_WEIGHTS = f"{WEIGHTS_FOLDER}/fp32.bin"
 _TOOLS = ("adexport", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """What a build can choose; None keeps the default (or, lowering again, what the bundle has)."""
-
-    targets: Targets | None = None
-    like: tuple[Path, ...] = ()
-    max_rank: int | None = None
-    slots: bool | None = None
-    dtype: str | None = None
-    tolerance: float = TOLERANCE["fp32"]
-
-
-@dataclass(frozen=True)
 class BuildResult:
-    """A finished bundle, and the differences from torch that its check saw."""
+    """A finished bundle, the differences that its check saw, and what is worth knowing of it."""
 
     bundle: Bundle
     differences: Mapping[str, float]
-    eager_reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def build_model(
@@ -114,17 +99,17 @@ def build_model(
     outputs = architecture.outputs(loaded.task)
     trace = trace_model(loaded.model, inputs, outputs, opset)
     _refuse_untrained(loaded, trace.weights)
-    linears = _features(trace.graph)
+    layers = linear_layers(trace.graph)
 
     progress("compute the reference with torch")
     cases = with_outputs(
         loaded.model,
-        _sample(inputs, architecture.max_positions),
+        sample_batches(inputs, architecture.max_positions),
         [spec.name for spec in outputs],
-        linears,
+        _features(trace.graph),
     )
     prefix = loaded.model.base_model_prefix
-    plan = make_plan(linears, options.targets, options.max_rank, options.like, prefix)
+    plan = make_plan(layers, options.targets, options.max_rank, options.like, prefix)
     with atomic_folder(output) as part:
         progress("write the trace and the weights")
         (part / WEIGHTS_FOLDER).mkdir()
@@ -151,14 +136,15 @@ def build_model(
             adapter_ids=None,
             sites=(),
             limits=Limits(max_rank=plan.max_rank),
-            modules=tuple(linears),
+            modules=tuple(layers),
             tokenizer=tokenizer,
             files=(),
             tools=_tools(),
         )
         sites = () if options.slots is False else plan.sites
         differences = _finish(part, manifest, sites, options.tolerance, output, progress)
-    return BuildResult(Bundle.open(output), differences, trace.eager_reasons)
+    notes = [f"attention is traced in full: {reason}" for reason in trace.eager_reasons]
+    return BuildResult(Bundle.open(output), differences, (*notes, *_plan_notes(plan)))
 
 
 def lower_again(
@@ -184,7 +170,7 @@ def lower_again(
     if output is not None and output.resolve() != source.resolve():
         _check_target(output, force)
     manifest = bundle.manifest
-    plan = _plan_again(manifest, options)
+    plan = _plan_again(bundle, options)
     with atomic_folder(target) as part:
         for entry in manifest.files:
             if entry.path != MODEL_FILE and not _is_lowered_weight(entry.path):
@@ -201,7 +187,7 @@ def lower_again(
         slots = bool(manifest.slots) if options.slots is None else options.slots
         sites = plan.sites if slots else ()
         differences = _finish(part, changed, sites, options.tolerance, target, progress)
-    return BuildResult(Bundle.open(target), differences)
+    return BuildResult(Bundle.open(target), differences, _plan_notes(plan))
 
 
 def _finish(
@@ -283,26 +269,28 @@ def _refuse_untrained(loaded: LoadedModel, used: Iterable[str]) -> None:
 
 
 def _features(trace: ir.Model) -> dict[str, tuple[int, int]]:
-    """All linear layers of a trace with their ``(in, out)``."""
-    everything = lower(trace, LowerOptions(linear_modules(trace)))
+    """All layers of a trace that can be sites, with their ``(in, out)``."""
+    everything = lower(trace, LowerOptions(slot_candidates(trace)))
     return {site.path: (site.in_features, site.out_features) for site in everything.sites}
 
 
-def _sample(inputs: Sequence[Input], max_positions: int | None) -> dict[str, Case]:
-    from .reference import sample_batches
-
-    return sample_batches(inputs, max_positions)
-
-
-def _plan_again(manifest: Manifest, options: BuildOptions) -> Plan:
-    kept = tuple(site.path for site in manifest.sites)
+def _plan_again(bundle: Bundle, options: BuildOptions) -> Plan:
+    manifest = bundle.manifest
+    layers = linear_layers(ir.load(bundle.root / TRACE_FILE))
     max_rank = options.max_rank
     if options.targets is None and not options.like:
-        plan = make_plan(manifest.modules, None, max_rank or manifest.limits.max_rank)
-        return replace(plan, sites=kept) if kept else plan
+        plan = make_plan(layers, None, max_rank or manifest.limits.max_rank)
+        kept = tuple(site.path for site in manifest.sites)
+        return replace(plan, sites=kept, left_out=()) if kept else plan
     if max_rank is None and not options.like:
         max_rank = manifest.limits.max_rank
-    return make_plan(manifest.modules, options.targets, max_rank, options.like, manifest.base.prefix)
+    return make_plan(layers, options.targets, max_rank, options.like, manifest.base.prefix)
+
+
+def _plan_notes(plan: Plan) -> tuple[str, ...]:
+    if not plan.left_out:
+        return ()
+    return (f"no slot at {', '.join(plan.left_out)}: the batch does not come first there",)
 
 
 def _save_tokenizer(loaded: LoadedModel, part: Path, max_positions: int | None) -> Tokenizer | None:

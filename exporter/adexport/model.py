@@ -57,6 +57,7 @@ def load_model(source: str, task: str = "auto") -> LoadedModel:
         BuildError: the model does not load.
     """
     headline = f"{source} cannot be built"
+    transformers.utils.logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source)
         chosen = _task_of(config) if task == "auto" else cast(Task, task)

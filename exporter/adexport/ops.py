@@ -5,7 +5,8 @@ In the trace (target-free; ``runtime/FORMAT.md`` has the semantics):
 ``Linear(x, weight, bias?) -> y``
     a frozen linear layer, and the site of a linear slot.
 ``AttentionMask(padding) -> mask``
-    the bool mask ``[batch, 1, queries, keys]`` of a ``[batch, keys]`` padding mask.
+    the bool mask ``[batch, 1, seq, seq]`` of a ``[batch, seq]`` padding mask; a query sees
+    ``before`` keys before and ``after`` keys behind its own (-1: all; causal is after = 0).
 ``Attention(query, key, value, mask?) -> context``
     scaled dot-product attention on ``[batch, heads, seq, size]``; the result is
     ``[batch, seq, heads, size]``.

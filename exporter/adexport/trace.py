@@ -23,6 +23,7 @@ from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.manifest import Input, Output
 
 from .attention import OpaqueAttention
+from .lower.graph import Emitter
 from .ops import DOMAIN, LINEAR, VERSION
 from .slots.rewrite import traced_linears
 
@@ -158,6 +159,7 @@ def _tidy(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[Output]) -
     model.producer_name, model.producer_version = DOMAIN, None
     graph.name = "trace"
     model.opset_imports[DOMAIN] = VERSION
+    _spread_rotary_tables(graph)
     _store_linears_transposed(graph)
 
 
@@ -182,6 +184,21 @@ def _renamed(size: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | N
     if isinstance(size, int):
         return size
     return None if size.value is None else names.get(size.value, size.value)
+
+
+def _spread_rotary_tables(graph: ir.Graph) -> None:
+    """Give every row of the batch its rotary table: torch's exporter leaves one for all rows.
+
+    ONNX ``RotaryEmbedding`` without position ids takes tables of ``[batch, seq, size / 2]``.
+    """
+    for node in [node for node in graph if node.op_type == "RotaryEmbedding" and len(node.inputs) == 3]:
+        x = node.inputs[0]
+        emit = Emitter(graph, node)
+        for index in (1, 2):
+            table = node.inputs[index]
+            assert table is not None
+            shape = emit("Concat", emit("Shape", x, end=1), emit("Shape", table, start=1), axis=0)
+            node.replace_input_with(index, emit("Expand", table, shape))
 
 
 def _store_linears_transposed(graph: ir.Graph) -> None:

@@ -19,8 +19,8 @@ from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.manifest import Manifest
 from adexport_runtime.tensors import Array
 
-from .check import TOLERANCE
 from .model import load_model, model_fingerprint
+from .options import TOLERANCE
 from .progress import Progress, silent
 
 _PEFT_BASE = "__base__"
@@ -89,7 +89,7 @@ def verify_bundle(
     with tempfile.TemporaryDirectory() as scratch, Engine.open(bundle) as engine:
         if not adapters and manifest.sites:
             progress("make random adapters")
-            adapters = _random_adapters(manifest, Path(scratch))
+            adapters = _random_adapters(manifest, loaded.source, Path(scratch))
         named = _names(adapters)
         for name, path in named.items():
             engine.bind(name, path)
@@ -142,7 +142,7 @@ def _names(adapters: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _random_adapters(manifest: Manifest, folder: Path) -> list[Path]:
+def _random_adapters(manifest: Manifest, source: str, folder: Path) -> list[Path]:
     """PEFT adapters with random A and B, of several ranks, on all sites of the bundle."""
     made = []
     for index, rank in enumerate(_RANDOM_RANKS):
@@ -152,7 +152,7 @@ def _random_adapters(manifest: Manifest, folder: Path) -> list[Path]:
             target_modules=[site.path for site in manifest.sites],
         )
         torch.manual_seed(index)
-        model = load_model(manifest.base.source, manifest.base.task).model
+        model = load_model(source, manifest.base.task).model
         peft = get_peft_model(model, config)
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:

@@ -49,7 +49,7 @@ def bind(adapter: Path, bundle: Path | None, name: str | None, replace: bool, as
         )
     else:
         out.print(
-            f"[bold]{bound.name}[/bold] bound to {opened.root}: {bound.source_type}, "
+            f"{bound.name} bound to {opened.root}: {bound.source_type}, "
             f"{len(bound.ranks)} of {len(opened.manifest.sites)} sites, rank {bound.rank}, "
             f"{size(path.stat().st_size)}"
         )

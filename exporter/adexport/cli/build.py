@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from adexport_runtime.bundle import MANIFEST_FILE
 from adexport_runtime.manifest import Task
 
-from ..build import DEFAULT_OPSET, BuildOptions, BuildResult, build_model, lower_again
+from ..options import DEFAULT_OPSET, TOLERANCE, BuildOptions
 from ..slots.plan import parse_targets
 from .console import json_option, need, out, print_json, refusals, size, steps
 
-_TASKS = ("auto", *Task.__args__)  # type: ignore[attr-defined]  # a Literal's values
+if TYPE_CHECKING:
+    from ..build import BuildResult
+
+_TASKS = ("auto", *get_args(Task))
 
 
 @click.command(epilog="Example: adexport build ./all-MiniLM-L6-v2 -o minilm.bundle --max-rank 32")
@@ -66,11 +70,12 @@ def build(
         max_rank=max_rank,
         slots=None if slots is None else slots == "lora",
         dtype=dtype,
+        tolerance=TOLERANCE["fp32"] if tolerance is None else tolerance,
     )
-    if tolerance is not None:
-        options = BuildOptions(**{**options.__dict__, "tolerance": tolerance})
-    need("onnx_ir", "lower", "lowering a graph")
-    need("onnx", "lower", "lowering a graph")
+    for package in ("onnx", "onnx_ir"):
+        need(package, "lower", "lowering a graph")
+    from ..build import build_model, lower_again
+
     with steps() as progress:
         if (Path(model) / MANIFEST_FILE).exists():
             if task is not None or opset is not None:
@@ -103,13 +108,13 @@ def _summary(result: BuildResult) -> dict[str, object]:
         "max_rank": manifest.limits.max_rank,
         "bytes": sum(entry.bytes for entry in manifest.files),
         "differences": dict(result.differences),
-        "eager_attention": list(result.eager_reasons),
+        "notes": list(result.notes),
     }
 
 
 def _show(result: BuildResult) -> None:
     manifest = result.bundle.manifest
-    out.print(f"[bold]{result.bundle.root}[/bold]: {manifest.base.architecture}, {manifest.base.dtype}")
+    out.print(f"{result.bundle.root}: {manifest.base.architecture}, {manifest.base.dtype}")
     slots = f"{len(manifest.sites)} sites, rank up to {manifest.limits.max_rank}"
     out.print(f"  slots      {slots if manifest.sites else 'none'}")
     out.print(f"  size       {size(sum(entry.bytes for entry in manifest.files))}")
@@ -118,7 +123,7 @@ def _show(result: BuildResult) -> None:
         out.print(
             f"  parity     {'float32 to torch' if kind == 'torch' else f'as built ({kind})'}: {worst:.1e}"
         )
-    for reason in result.eager_reasons:
-        out.print(f"  note       attention is traced in full: {reason}")
+    for note in result.notes:
+        out.print(f"  note       {note}")
     if manifest.base.dtype == "bf16":
         out.print("  note       bf16 was checked in float32 on the rounded weights: no CPU kernels")

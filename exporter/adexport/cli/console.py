@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NoReturn, ParamSpec
@@ -13,13 +13,15 @@ from typing import Any, NoReturn, ParamSpec
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from adexport_runtime.errors import AdexportError, Code, DependencyError, Problem
 
 P = ParamSpec("P")
 
-log = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True)
+# results are data, often a user's own text: no markup is read in them
+log = Console(stderr=True, highlight=False, markup=False)
+out = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(error: AdexportError) -> NoReturn:
@@ -68,12 +70,14 @@ def steps() -> Iterator[Callable[[str], None]]:
         yield step
 
 
-def table(*columns: str) -> Table:
-    """A plain table for results."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A plain table on stdout; long cells are folded, never cut."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column)
-    return made
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    out.print(made)
 
 
 def need(package: str, extra: str, why: str) -> None:

@@ -15,7 +15,7 @@ from adexport_runtime.bundle import MANIFEST_FILE, Bundle
 from adexport_runtime.errors import Problem
 from adexport_runtime.tensors import read_tensors
 
-from .console import json_option, out, print_json, refusals, size, table
+from .console import json_option, out, print_json, refusals, size
 
 
 @click.command(epilog="Example: adexport inspect minilm.bundle --check")
@@ -114,27 +114,21 @@ def _shape(shape: Iterable[object]) -> str:
 
 
 def _show(facts: Mapping[str, Any]) -> None:
-    plain = table("", "")
-    plain.show_header = False
     for key, value in facts.items():
         if key in ("sites", "files", "problems", "adapters", "tools"):
             continue
         if key == "bytes":
             value = size(value)
-        if isinstance(value, dict):
+        elif isinstance(value, dict):
             value = ", ".join(f"{name} {detail}" for name, detail in value.items())
-        if isinstance(value, list):
+        elif isinstance(value, list):
             value = ", ".join(value) or "none"
-        plain.add_row(key.replace("_", " "), str(value))
-    out.print(plain)
+        out.print(f"{key.replace('_', ' '):17} {value}")
     _show_sites(facts["sites"])
     for name, brief in facts.get("adapters", {}).items():
-        out.print(
-            f"adapter [bold]{name}[/bold]: {brief['sites']} sites, rank {brief['rank']}, "
-            f"{size(brief['bytes'])}"
-        )
+        out.print(f"adapter {name}: {brief['sites']} sites, rank {brief['rank']}, {size(brief['bytes'])}")
     for problem in facts.get("problems", ()):
-        out.print(f"[red]problem[/red] {problem}")
+        out.print("problem " + "; ".join(f"{key} {value}" for key, value in problem.items()))
 
 
 def _show_sites(sites: Mapping[str, Any]) -> None:

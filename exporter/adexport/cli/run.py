@@ -11,7 +11,7 @@ import numpy as np
 from adexport_runtime.engine import Engine
 from adexport_runtime.tensors import Array
 
-from .console import json_option, out, print_json, refusals, table
+from .console import json_option, print_json, print_table, refusals
 
 BASE = "-"
 
@@ -65,10 +65,10 @@ def run(
     if as_json:
         print_json({"bundle": str(bundle), "task": base.task, "rows": results})
         return
-    shown = table("text", "adapter", "tokens", "result")
-    for row in results:
-        shown.add_row(row["text"], row["adapter"] or BASE, str(row["tokens"]), _brief(row))
-    out.print(shown)
+    print_table(
+        ("text", "adapter", "tokens", "result"),
+        [(row["text"], row["adapter"] or BASE, str(row["tokens"]), _brief(row)) for row in results],
+    )
 
 
 def _result(task: str, labels: tuple[str, ...], outputs: dict[str, Array], mask: Array) -> dict[str, Any]:

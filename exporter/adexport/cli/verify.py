@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .console import json_option, need, out, print_json, refusals, steps, table
+from .console import json_option, need, out, print_json, print_table, refusals, steps
 
 
 @click.command(epilog="Example: adexport verify minilm.bundle ./acme-lora ./globex-lora")
@@ -40,10 +40,11 @@ def verify(
     if as_json:
         print_json(report.to_dict())
         return
-    shown = table("row", "adapter", "tokens", "difference from PEFT", "alone or in the batch")
-    for index, row in enumerate(report.rows):
-        shown.add_row(
-            str(index), row.adapter or "-", str(row.tokens), f"{row.difference:.1e}", f"{row.alone:.1e}"
-        )
-    out.print(shown)
-    out.print(f"largest difference {report.worst:.1e}, allowed {report.tolerance:.0e}: [bold]equal[/bold]")
+    print_table(
+        ("row", "adapter", "tokens", "difference from PEFT", "alone or in the batch"),
+        [
+            (str(index), row.adapter or "-", str(row.tokens), f"{row.difference:.1e}", f"{row.alone:.1e}")
+            for index, row in enumerate(report.rows)
+        ],
+    )
+    out.print(f"equal: largest difference {report.worst:.1e}, allowed {report.tolerance:.0e}")

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from adexport_runtime.manifest import Site
 
 from . import onnxruntime
-from .linear import ADAPTER_IDS, linear_modules
+from .linear import ADAPTER_IDS, linear_layers, slot_candidates
 from .options import LowerOptions
 
-__all__ = ["ADAPTER_IDS", "LowerOptions", "Lowered", "linear_modules", "lower"]
+__all__ = ["ADAPTER_IDS", "LowerOptions", "Lowered", "linear_layers", "lower", "slot_candidates"]
 
 _TARGETS: dict[str, Callable[[ir.Model, LowerOptions], tuple[Site, ...]]] = {
     "onnxruntime": onnxruntime.lower,

@@ -38,14 +38,19 @@ def _lower_mask(graph: ir.Graph, node: ir.Node) -> None:
         emit("Cast", padding, to=int(ir.DataType.BOOL)),
         constant(graph, "adexport.axes_1_2", np.array([1, 2], np.int64)),
     )
-    if node.attributes["causal"].as_int():
-        zero = constant(graph, "adexport.zero", np.array(0, np.int64))
-        step = constant(graph, "adexport.step", np.array(1, np.int64))
-        positions = emit("Range", zero, emit("Squeeze", keys), step)
-        earlier = emit("LessOrEqual", positions, emit("Unsqueeze", positions, one))
-        emit.replace(emit("And", mask, earlier))
-    else:
+    before, after = (node.attributes[name].as_int() for name in ("before", "after"))
+    if before < 0 and after < 0:
         emit.replace(emit("Expand", mask, emit("Concat", one, one, keys, one, axis=0)))
+        return
+    zero = constant(graph, "adexport.zero", np.array(0, np.int64))
+    step = constant(graph, "adexport.step", np.array(1, np.int64))
+    key = emit("Range", zero, emit("Squeeze", keys), step)
+    query = emit("Unsqueeze", key, one)
+    for limit, distance in ((before, (query, key)), (after, (key, query))):
+        if limit >= 0:
+            largest = constant(graph, f"adexport.window_{limit}", np.array(limit, np.int64))
+            mask = emit("And", mask, emit("LessOrEqual", emit("Sub", *distance), largest))
+    emit.replace(mask)
 
 
 def _lower_one(graph: ir.Graph, node: ir.Node, *, fused: bool) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.manifest import LinearSlot, Site, SlotInput
 
 from ..ops import DOMAIN, LINEAR, LORA_ADD, VERSION
@@ -24,8 +23,9 @@ BATCH = "batch"
 def lower_linears(model: ir.Model, sites: Collection[str]) -> tuple[Site, ...]:
     """Lower all linear layers; those in ``sites`` get a LoRA slot.
 
-    Returns the sites with their slot inputs, in graph order. A layer that the graph runs several
-    times (shared layers) is one site with one pair of slot inputs.
+    Every site must be one of :func:`slot_candidates`. Returns the sites with their slot inputs,
+    in graph order. A layer that the graph runs several times (shared layers) is one site with
+    one pair of slot inputs.
     """
     graph = model.graph
     wanted = frozenset(sites)
@@ -50,7 +50,7 @@ def lower_linears(model: ir.Model, sites: Collection[str]) -> tuple[Site, ...]:
                 for factor in (site.linear.lora_A, site.linear.lora_B):
                     inputs[factor.name] = add_input(graph, factor.name, factor.shape, ir.DataType.FLOAT)
             a, b = inputs[site.linear.lora_A.name], inputs[site.linear.lora_B.name]
-            y = _add_slot(graph, emit, site, y, x, a, b, ids)
+            y = _add_slot(graph, emit, y, x, a, b, ids)
         emit.replace(y)
     if made:
         function = _lora_add(graph.opset_imports[""])
@@ -59,28 +59,10 @@ def lower_linears(model: ir.Model, sites: Collection[str]) -> tuple[Site, ...]:
     return tuple(made.values())
 
 
-def _add_slot(
-    graph: ir.Graph, emit: Emitter, site: Site, y: ir.Value, x: ir.Value, *bank: ir.Value | None
-) -> ir.Value:
-    """The slot behind ``y``; it works on ``[batch, tokens, features]``, so other ranks are bent.
-
-    Raises:
-        BuildError: rows cannot be told apart there (the first size is not the batch).
-    """
-    sizes = list(x.shape) if x.shape is not None else []
-    if not sizes or str(sizes[0]) != BATCH:
-        raise BuildError(
-            "no slot can be made",
-            Problem(
-                Code.UNSUPPORTED,
-                site.path,
-                got=f"an input of shape {[str(size) for size in sizes] or 'unknown'}",
-                expected=f"the {BATCH} first",
-                cause="the model mixes the rows of a batch before this layer",
-                mend="leave it out with --targets",
-            ),
-        )
-    if len(sizes) == 3:
+def _add_slot(graph: ir.Graph, emit: Emitter, y: ir.Value, x: ir.Value, *bank: ir.Value | None) -> ir.Value:
+    """The slot behind ``y``; it works on ``[batch, tokens, features]``, so other ranks are bent."""
+    assert x.shape is not None
+    if len(x.shape) == 3:
         return emit(LORA_ADD, y, x, *bank, domain=DOMAIN)
     tokens = constant(graph, "adexport.by_row", np.array([0, -1], np.int64))
 
@@ -91,9 +73,25 @@ def _add_slot(
     return emit("Reshape", slotted, emit("Shape", y))
 
 
-def linear_modules(model: ir.Model) -> tuple[str, ...]:
-    """The module paths of all linear layers of a trace, each once, in graph order."""
-    return tuple(dict.fromkeys(node.attributes["site"].as_string() for node in opaque(model.graph, LINEAR)))
+def linear_layers(model: ir.Model) -> dict[str, bool]:
+    """The linear layers of a trace by module path, in graph order, and whether each can be a site.
+
+    A layer can be one if the batch comes first wherever it is used; where a model mixes the rows
+    before a layer, no row of it belongs to one tenant.
+    """
+    layers: dict[str, bool] = {}
+    for node in opaque(model.graph, LINEAR):
+        x = node.inputs[0]
+        assert x is not None
+        path = node.attributes["site"].as_string()
+        by_row = x.shape is not None and len(x.shape) > 1 and str(x.shape[0]) == BATCH
+        layers[path] = by_row and layers.get(path, True)
+    return layers
+
+
+def slot_candidates(model: ir.Model) -> tuple[str, ...]:
+    """The linear layers of a trace that can be sites."""
+    return tuple(path for path, fit in linear_layers(model).items() if fit)
 
 
 def _site(node: ir.Node, weight: ir.Value) -> Site:

