@@ -96,7 +96,7 @@ def build_model(
     progress("trace it once")
     architecture = architecture_of(loaded.config)
     inputs = architecture.inputs(loaded.model)
-    outputs = architecture.outputs(loaded.task)
+    outputs = architecture.outputs(loaded.model, loaded.task, loaded.untrained)
     trace = trace_model(loaded.model, inputs, outputs, opset)
     _refuse_untrained(loaded, trace.weights)
     layers = linear_layers(trace.graph)

@@ -83,8 +83,11 @@ def trace_model(model: Any, inputs: Sequence[Input], outputs: Sequence[Output], 
                 output_names=[spec.name for spec in outputs],
                 opset_version=opset,
                 dynamo=True,
+                optimize=False,
                 verbose=False,
             )
+            assert program is not None
+            _optimize(program, set(dict(model.named_parameters())))
     except Exception as error:
         raise BuildError(
             f"{type(model).__name__} cannot be traced",
@@ -98,12 +101,36 @@ def trace_model(model: Any, inputs: Sequence[Input], outputs: Sequence[Output], 
         ) from error
     finally:
         model.set_attn_implementation(before)
-    assert program is not None
     graph = program.model
     _tidy(graph, inputs, outputs)
     parameters = dict(model.named_parameters())
     weights = tuple(name for name in graph.graph.initializers if name in parameters)
     return Trace(graph, weights, tuple(reasons))
+
+
+def _optimize(program: torch.onnx.ONNXProgram, parameters: set[str]) -> None:
+    """Run the exporter's optimizer with the parameters out of its reach.
+
+    It would fold them into new constants, and merge equal ones (zero biases) under one name.
+    """
+    graph = program.model.graph
+    kept = {
+        name: value
+        for name, value in graph.initializers.items()
+        if str(name).removeprefix(f"{_ROOT}.") in parameters
+    }
+    tensors = {name: value.const_value for name, value in kept.items()}
+    for name, value in kept.items():
+        del graph.initializers[name]
+        value.const_value = None
+        graph.inputs.append(value)
+    program.optimize()
+    graph = program.model.graph
+    for value in [value for value in graph.inputs if value.name in kept]:
+        graph.inputs.remove(value)
+        if value.uses():
+            value.const_value = tensors[str(value.name)]
+            graph.register_initializer(value)
 
 
 def _first_cause(error: BaseException) -> str:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
 from adexport_runtime.bind import default_name
-from adexport_runtime.bundle import Bundle
+from adexport_runtime.bundle import TRACE_FILE, Bundle
 from adexport_runtime.engine import Engine
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.manifest import Manifest
@@ -105,33 +107,23 @@ def verify_bundle(
     return _compare(feeds, rows, mixed, alone, expected, limit)
 
 
-def _check_base(model: Any, bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    names = _frozen_names(bundle)
-    known = dict(model.named_parameters())
-    found = model_fingerprint(model, names) if all(name in known for name in names) else "other weights"
-    if found != manifest.base.fingerprint:
+def _check_base(model: PreTrainedModel, bundle: Bundle) -> None:
+    parameters = dict(model.named_parameters())
+    frozen = [name for name in ir.load(bundle.root / TRACE_FILE).graph.initializers if name in parameters]
+    found = model_fingerprint(model, [str(name) for name in frozen])
+    expected = bundle.manifest.base.fingerprint
+    if found != expected:
         raise BuildError(
             "the torch model is another base",
             Problem(
                 Code.WRONG_BASE,
                 type(model).__name__,
                 got=found,
-                expected=manifest.base.fingerprint,
+                expected=expected,
                 cause="the model's folder changed since the build",
                 mend="name the base that the bundle was built from with --model",
             ),
         )
-
-
-def _frozen_names(bundle: Bundle) -> list[str]:
-    """The model's parameters in the trace: its float weights that carry a module path."""
-    import onnx_ir as ir
-
-    from adexport_runtime.bundle import TRACE_FILE
-
-    graph = ir.load(bundle.root / TRACE_FILE).graph
-    return [str(name) for name in graph.initializers if str(name).endswith((".weight", ".bias"))]
 
 
 def _names(adapters: Sequence[Path]) -> dict[str, Path]:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 from adexport_runtime.manifest import Input, Output
-
-#: output of a task -> its symbolic shape
-_OUTPUTS = {
-    "feature-extraction": "last_hidden_state",
-    "text-classification": "logits",
-    "token-classification": "logits",
-}
 
 
 class Architecture:
@@ -49,12 +43,20 @@ class Architecture:
             )
         return tuple(inputs)
 
-    def outputs(self, task: str) -> tuple[Output, ...]:
-        """The outputs of the exported graph: always float32."""
+    def outputs(self, model: Any, task: str, untrained: Collection[str] = ()) -> tuple[Output, ...]:
+        """The outputs of the exported graph: always float32.
+
+        Feature extraction gives the pooled output too where the checkpoint has a trained pooler:
+        without it, adapters on the pooler would act on nothing.
+        """
         labels = int(getattr(self.config, "num_labels", 0) or 0)
-        shape: tuple[str | int, ...] = {
-            "feature-extraction": ("batch", "seq", int(self.config.hidden_size)),
-            "text-classification": ("batch", labels),
-            "token-classification": ("batch", "seq", labels),
-        }[task]
-        return (Output(name=_OUTPUTS[task], dtype="fp32", shape=shape),)
+        if task == "text-classification":
+            return (Output(name="logits", dtype="fp32", shape=("batch", labels)),)
+        if task == "token-classification":
+            return (Output(name="logits", dtype="fp32", shape=("batch", "seq", labels)),)
+        hidden = int(self.config.hidden_size)
+        outputs = [Output(name="last_hidden_state", dtype="fp32", shape=("batch", "seq", hidden))]
+        pooler = [name for name, _ in model.named_parameters() if name.startswith("pooler.")]
+        if pooler and not set(pooler) & set(untrained):
+            outputs.append(Output(name="pooler_output", dtype="fp32", shape=("batch", hidden)))
+        return tuple(outputs)
