@@ -27,7 +27,7 @@ def adapters(minilm: Path, make_lora: MakeLora) -> dict[str, Path]:
     targets = (
         ["query", "value"],
         ["query", "key", "value", "attention.output.dense"],
-        r"encoder\.layer\.[0-4]\..*",
+        r"encoder\.layer\.[0-4]\..*(query|key|value|dense)",
         ["intermediate.dense", "output.dense"],
     )
     return {

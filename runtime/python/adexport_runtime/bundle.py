@@ -23,13 +23,9 @@ ENVIRONMENT = "ADEXPORT_BUNDLE"
 
 def file_entry(root: Path, path: Path) -> File:
     """The manifest's record of a file: its path in the bundle, its size and its hash."""
-    digest = hashlib.sha256()
     with path.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return File(
-        path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=digest.hexdigest()
-    )
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return File(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=digest)
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,11 @@ class Bundle:
         if named := os.environ.get(ENVIRONMENT):
             return Path(named)
         here = folder or Path.cwd()
-        found = sorted(manifest.parent for manifest in here.glob(f"*/{MANIFEST_FILE}"))
+        found = sorted(
+            manifest.parent
+            for manifest in here.glob(f"*/{MANIFEST_FILE}")
+            if manifest.parent.name[0] != "."  # what a killed build leaves is hidden
+        )
         if len(found) == 1:
             return found[0]
         names = ", ".join(path.name for path in found)
@@ -127,16 +127,24 @@ class Bundle:
             Problem(
                 Code.DAMAGED,
                 entry.path,
-                got=f"sha256 {found.sha256}",
-                expected=entry.sha256,
+                got=found,
+                expected=f"sha256 {entry.sha256}",
                 cause="the file was changed after the build",
                 mend="copy or build the bundle again",
             )
             for entry in self.manifest.files
-            if (found := file_entry(self.root, self.root / entry.path)).sha256 != entry.sha256
+            if (found := _hash(self.root / entry.path)) != f"sha256 {entry.sha256}"
         ]
         if problems:
             raise BundleError(f"{self.root} is refused as a bundle", problems)
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as content:
+            return f"sha256 {hashlib.file_digest(content, 'sha256').hexdigest()}"
+    except OSError as error:
+        return error.strerror or "no file"
 
 
 def _size(path: Path) -> int | None:

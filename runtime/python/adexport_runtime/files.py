@@ -78,8 +78,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside ``path`` to fill; it takes the place of ``path`` on success.
 
-    What stood at ``path`` before is removed only after the new folder stands in its place.
+    What stood at ``path`` before is removed only after the new folder stands in its place. A link
+    stays a link: the folder that it points to is replaced.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:

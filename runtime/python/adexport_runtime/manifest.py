@@ -136,6 +136,7 @@ class Manifest(_Model):
         if len(set(paths)) != len(paths):
             wrong.append("a site is listed twice")
         names = [i.name for i in self.inputs] + [i.name for i in self.slot_inputs]
+        names += [self.adapter_ids] if self.adapter_ids is not None else []
         if len(set(names)) != len(names):
             wrong.append("an input is listed twice")
         for site in self.sites:
@@ -144,6 +145,8 @@ class Manifest(_Model):
                 wrong.append(f"{a.name} must be [rows, {site.in_features}, rank]")
             if len(b.shape) != 3 or b.shape[2] != site.out_features:
                 wrong.append(f"{b.name} must be [rows, rank, {site.out_features}]")
+            if len(a.shape) == len(b.shape) == 3 and a.shape[2] != b.shape[1]:
+                wrong.append(f"{a.name} and {b.name} must share one rank")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -36,7 +36,7 @@ def check_inputs(inputs: Mapping[str, Any], manifest: Manifest) -> dict[str, Arr
             array, found = _to_array(spec, inputs[name])
             problems += found
             if array is not None:
-                arrays[name] = array
+                arrays[name] = array  # in the caller's dtype, so that no value wraps unseen
         elif spec.fill is None:
             problems.append(Problem(Code.BAD_INPUT, name, got="nothing", expected=_wanted(spec)))
     sizes: dict[str, tuple[int, str]] = {}
@@ -46,11 +46,15 @@ def check_inputs(inputs: Mapping[str, Any], manifest: Manifest) -> dict[str, Arr
         problems += _check_tokens(arrays, manifest)
     if problems:
         raise RequestError("the inputs do not fit", problems)
+    ready: dict[str, Array] = {}
     for name, spec in declared.items():
-        if name not in arrays:
+        dtype = dtypes.NUMPY[spec.dtype]
+        if name in arrays:
+            ready[name] = np.ascontiguousarray(arrays[name], dtype)
+        else:
             shape = [sizes[d][0] if isinstance(d, str) else d for d in spec.shape]
-            arrays[name] = np.full(shape, spec.fill, dtypes.NUMPY[spec.dtype])
-    return arrays
+            ready[name] = np.full(shape, spec.fill, dtype)
+    return ready
 
 
 def check_adapters(adapters: Adapters, batch: int, manifest: Manifest) -> list[str | None]:
@@ -59,15 +63,23 @@ def check_adapters(adapters: Adapters, batch: int, manifest: Manifest) -> list[s
     Raises:
         RequestError: their number is not the batch's, or the bundle has no slots.
     """
-    rows = [adapters] * batch if adapters is None or isinstance(adapters, str) else list(adapters)
-    wrong = [row for row in rows if row is not None and not isinstance(row, str)]
-    if len(rows) != batch or wrong:
+    given: Any = adapters  # whatever a caller without a type checker passes
+    if given is None or isinstance(given, str):
+        rows: list[Any] = [given] * batch
+        wrong = None
+    elif isinstance(given, Sequence | np.ndarray) and not isinstance(given, bytes):
+        rows = list(given)
+        strange = [row for row in rows if row is not None and not isinstance(row, str)]
+        wrong = repr(strange[0]) if strange else None
+    else:  # a set has no order, a number no rows
+        rows, wrong = [], repr(given)
+    if len(rows) != batch or wrong is not None:
         raise RequestError(
             "the adapters do not fit",
             Problem(
                 Code.BAD_INPUT,
                 "adapters",
-                got=f"{len(rows)} for {batch} rows" if not wrong else f"{wrong[0]!r}",
+                got=f"{len(rows)} for {batch} rows" if wrong is None else wrong,
                 expected=f"one name (or None, the base) for all rows, or {batch} of them",
             ),
         )
@@ -105,7 +117,7 @@ def _to_array(spec: Input, value: Any) -> tuple[Array | None, list[Problem]]:
     kinds = "iub" if dtype.kind == "i" else "iuf"
     if array.dtype.kind not in kinds and array.dtype != dtype:
         return None, [Problem(Code.BAD_INPUT, spec.name, got=str(array.dtype), expected=_wanted(spec))]
-    return np.ascontiguousarray(array, dtype), []
+    return array, []
 
 
 def _check_shape(spec: Input, array: Array, sizes: dict[str, tuple[int, str]]) -> list[Problem]:
@@ -124,17 +136,27 @@ def _check_shape(spec: Input, array: Array, sizes: dict[str, tuple[int, str]]) -
                 Problem(Code.BAD_INPUT, spec.name, got=got, expected=f"{declared} = {expected}{like}")
             )
     low, high = array.min(), array.max()
-    if (spec.low is not None and low < spec.low) or (spec.high is not None and high > spec.high):
+    lowest, highest = _range(spec)
+    if low < lowest or high > highest:
         problems.append(
             Problem(
                 Code.BAD_INPUT,
                 spec.name,
                 got=f"values from {low} to {high}",
-                expected=f"values from {spec.low} to {spec.high}",
+                expected=f"values from {lowest} to {highest}",
                 cause="ids of another tokenizer" if spec.name == "input_ids" else "",
             )
         )
     return problems
+
+
+def _range(spec: Input) -> tuple[float, float]:
+    """The least and the greatest value of an input: the declared ones, else its dtype's."""
+    dtype = dtypes.NUMPY[spec.dtype]
+    whole = np.iinfo(dtype) if dtype.kind == "i" else None
+    low = spec.low if spec.low is not None else (int(whole.min) if whole else -np.inf)
+    high = spec.high if spec.high is not None else (int(whole.max) if whole else np.inf)
+    return low, high
 
 
 def _check_tokens(arrays: Mapping[str, Array], manifest: Manifest) -> list[Problem]:

@@ -50,15 +50,40 @@ def _refuse(path: Path, problem: Problem) -> AdapterError:
     return AdapterError(f"{path.name} is refused", problem)
 
 
-def _foreign_content(content: bytes) -> str | None:
-    """What a file that is not safetensors looks like, by its first bytes."""
-    if content[:4] == b"PK\x03\x04":
-        return "a zip archive (a torch .bin or .pt file?)"
-    if content[:1] == b"\x80" and content[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "a Python pickle"
+def _not_safetensors(path: Path, content: bytes, error: Exception) -> Problem:
+    """What a file that does not parse is, by its first bytes."""
+    expected = "a whole safetensors file"
     if content.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file it points to"
-    return None
+        return Problem(
+            Code.NOT_SAFETENSORS,
+            str(path),
+            got="a Git LFS pointer, not the file it points to",
+            expected=expected,
+            cause="cloned without Git LFS",
+            mend="git lfs pull",
+        )
+    kind = None
+    if content[:4] == b"PK\x03\x04":
+        kind = "a zip archive (a torch .bin or .pt file?)"
+    elif content[:1] == b"\x80" and content[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        kind = "a Python pickle"
+    if kind is not None:
+        return Problem(
+            Code.NOT_SAFETENSORS,
+            str(path),
+            got=kind,
+            expected=expected,
+            cause="the file was saved by torch.save",
+            mend="save it with safetensors (PEFT: save_pretrained(…, safe_serialization=True))",
+        )
+    return Problem(
+        Code.DAMAGED,
+        str(path),
+        got=f"bytes that do not parse ({error})",
+        expected=expected,
+        cause="a truncated copy or download",
+        mend="copy or download the file again",
+    )
 
 
 def _read_header(path: Path, content: bytes) -> dict[str, Any]:
@@ -131,23 +156,10 @@ def read_tensors(path: Path) -> TensorFile:
         content = path.read_bytes()
     except OSError as error:
         raise _refuse(path, Problem(Code.ABSENT, str(path), got=error.strerror or "no file")) from error
-    foreign = _foreign_content(content)
     try:
         entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise _refuse(
-            path,
-            Problem(
-                Code.NOT_SAFETENSORS if foreign else Code.DAMAGED,
-                str(path),
-                got=foreign or f"bytes that do not parse ({error})",
-                expected="a whole safetensors file",
-                cause="the file was saved by torch.save" if foreign else "a truncated copy or download",
-                mend="save it with safetensors (PEFT: save_pretrained(…, safe_serialization=True))"
-                if foreign
-                else "copy or download the file again",
-            ),
-        ) from error
+        raise _refuse(path, _not_safetensors(path, content, error)) from error
     header = _read_header(path, content)
     _check_entries(path, header)
     tensors = {
