@@ -10,6 +10,7 @@ from typing import cast, get_args
 import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.manifest import Task
@@ -57,7 +58,6 @@ def load_model(source: str, task: str = "auto") -> LoadedModel:
         BuildError: the model does not load.
     """
     headline = f"{source} cannot be built"
-    transformers.utils.logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source)
         chosen = _task_of(config) if task == "auto" else cast(Task, task)
@@ -102,12 +102,21 @@ def _name(source: str) -> str:
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside the model, as a fast one; None where there is none."""
+    """The tokenizer beside the model, as a fast one; None where there is none.
+
+    transformers makes an empty tokenizer where a model has no vocabulary: that is none.
+    """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError, TypeError):
         return None
-    return tokenizer if getattr(tokenizer, "is_fast", False) else None
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    files = tokenizer.vocab_files_names.values()
+    found = (
+        cached_file(source, name, _raise_exceptions_for_missing_entries=False) is not None for name in files
+    )
+    return tokenizer if any(found) else None
 
 
 def frozen_weights(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Array]:

@@ -13,7 +13,7 @@ _VERBS = (build.build, bind.bind, inspect.inspect, verify.verify, run.run, bench
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="adexport")
+@click.version_option(package_name="adexport", prog_name="adexport")
 def cli() -> None:
     """Export a frozen transformer once; bind many tenants' adapters to it, one for each row.
 

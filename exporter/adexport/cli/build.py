@@ -12,7 +12,7 @@ from adexport_runtime.manifest import Task
 
 from ..options import DEFAULT_OPSET, TOLERANCE, BuildOptions
 from ..slots.plan import parse_targets
-from .console import json_option, need, out, print_json, refusals, size, steps
+from .console import json_option, need, out, print_json, quiet_transformers, refusals, size, steps
 
 if TYPE_CHECKING:
     from ..build import BuildResult
@@ -84,6 +84,7 @@ def build(
         else:
             need("torch", "export", "tracing a model")
             need("transformers", "export", "tracing a model")
+            quiet_transformers()
             result = build_model(
                 model,
                 output,

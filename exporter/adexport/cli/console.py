@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -96,6 +97,15 @@ def need(package: str, extra: str, why: str) -> None:
                 mend=f"pip install 'adexport[{extra}]'",
             ),
         )
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' bars, reports and deprecations off the terminal; refusals are ours."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def size(count: float) -> str:

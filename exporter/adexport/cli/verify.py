@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .console import json_option, need, out, print_json, print_table, refusals, steps
+from .console import json_option, need, out, print_json, print_table, quiet_transformers, refusals, steps
 
 
 @click.command(epilog="Example: adexport verify minilm.bundle ./acme-lora ./globex-lora")
@@ -31,6 +31,7 @@ def verify(
     """
     for package in ("torch", "transformers", "peft"):
         need(package, "verify", "comparing with PEFT")
+    quiet_transformers()
     from ..verify import verify_bundle
 
     with steps() as progress:
