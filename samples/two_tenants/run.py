@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -49,6 +50,8 @@ def main() -> None:
     torch.manual_seed(0)
     random.seed(0)
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     shutil.rmtree(HERE, ignore_errors=True)
     HERE.mkdir(parents=True)
     with step("fetch the data (VADER ground truth, four domains)"):
@@ -70,15 +73,25 @@ def main() -> None:
         show_accuracy(engine, data)
     with step(f"adexport verify {bundle.name} lora/tweets lora/movies"):
         report = verify_bundle(bundle, list(adapters.values()))
-    console.print(
+    here, adexport = near(bundle), near(Path(sys.executable).parent / "adexport")
+    texts = " ".join(f"--text 'so bored :(' --adapter {name}" for name in ("tweets", "-"))
+    say(
         f"\nParity with PEFT's mixed batch: largest difference [bold]{report.worst:.1e}[/bold] "
         f"over {len(report.rows)} rows (allowed {report.tolerance:.0e})."
     )
-    console.print("\nTry it yourself:")
-    console.print(f"  adexport inspect {bundle}")
-    console.print(
-        f"  adexport run {bundle} --text 'so bored :(' --adapter tweets --text 'so bored :(' --adapter -"
-    )
+    say("\nTry it yourself:")
+    say(f"  {adexport} inspect {here}")
+    say(f"  {adexport} run {here} {texts}")
+
+
+def near(path: Path) -> Path:
+    """A path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def say(text: str) -> None:
+    """Print a line whole, so that it can be copied."""
+    console.print(text, soft_wrap=True)
 
 
 @contextmanager
