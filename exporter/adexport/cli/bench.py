@@ -1,8 +1,112 @@
-"""placeholder until the next commit"""
+"""``adexport bench``: how a bundle's time compares with other ways to run the same batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from .console import json_option, need, out, print_json, print_table, quiet_transformers, refusals, steps
 
-@click.command()
-def bench() -> None:
-    pass
+if TYPE_CHECKING:
+    from ..bench import BenchReport
+    from ..bench.measure import Quartiles
+
+
+def _against(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    from ..bench.contenders import CONTENDERS
+
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    unknown = [name for name in names if name not in CONTENDERS]
+    if unknown:
+        raise click.BadParameter(f"{', '.join(unknown)}: choose from {', '.join(CONTENDERS)}")
+    return names
+
+
+@click.command(epilog="Example: adexport bench minilm.bundle --batch 8 --seq 128 --against base,peft")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Rows.")
+@click.option("--seq", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens in a row.")
+@click.option("--adapters", type=click.IntRange(min=1), default=8, show_default=True, help="How many.")
+@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of each.")
+@click.option("--threads", type=click.IntRange(min=0), default=1, show_default=True, help="Of an operator.")
+@click.option("--repeats", type=click.IntRange(min=1), default=30, show_default=True, help="Rounds.")
+@click.option(
+    "--against",
+    default="base,peft,ort-adapter",
+    show_default=True,
+    callback=_against,
+    help="Names with commas: the plain base, PEFT's mixed batch, ONNX Runtime's own adapters.",
+)
+@json_option
+@refusals()
+def bench(
+    bundle: Path,
+    batch: int,
+    seq: int,
+    adapters: int,
+    rank: int,
+    threads: int,
+    repeats: int,
+    against: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Time BUNDLE on a batch whose rows take different adapters, beside other ways to run it.
+
+    All run in one process, in turns; a ratio is taken within a round, and its median and quartiles
+    are shown. Outputs are compared before anything is timed. Only peft needs torch.
+    """
+    from ..bench.contenders import CONTENDERS
+
+    for name in against:
+        for package, extra in CONTENDERS[name][1].items():
+            need(package, extra, f"--against {name}")
+    if "peft" in against:
+        quiet_transformers()
+    from ..bench import run_bench
+
+    with steps() as progress:
+        report = run_bench(
+            bundle,
+            batch=batch,
+            seq=seq,
+            adapters=adapters,
+            rank=rank,
+            threads=threads,
+            repeats=repeats,
+            against=against,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _show(report)
+
+
+def _show(report: BenchReport) -> None:
+    out.print(", ".join(f"{key} {value}" for key, value in report.settings.items()))
+    rows = [("adexport", f"{report.cpu_ms:.1f}", f"{report.wall_ms:.1f}", "", "", "")]
+    rows += [
+        (
+            name,
+            f"{found.cpu_ms:.1f}",
+            f"{found.wall_ms:.1f}",
+            _ratio(found.cpu_ratio),
+            _ratio(found.wall_ratio),
+            f"{found.difference:.1e}",
+        )
+        for name, found in report.against.items()
+    ]
+    print_table(
+        ("", "CPU ms", "wall ms", "adexport / it (CPU)", "adexport / it (wall)", "difference"), rows
+    )
+    cold = report.cold_bind
+    out.print(
+        f"cold bind: {cold.whole_ms:.1f} ms, {cold.read_ms:.1f} of it the file; without it "
+        f"{_ratio(cold.ratio)} of a forward of one row ({cold.forward_ms:.1f} ms)"
+    )
+
+
+def _ratio(found: Quartiles) -> str:
+    return f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"

@@ -45,6 +45,7 @@ class Engine:
         provider: str = "cpu",
         rows: int | None = None,
         threads: int = 0,
+        spin: bool = True,
     ) -> Engine:
         """Open a bundle, with the adapters that were bound into it.
 
@@ -54,11 +55,12 @@ class Engine:
             rows: how many adapters may be resident at once (None: as many as are bound). Others
                 wait in host memory and take the place of the least recently used.
             threads: threads of one operator; 0 lets ONNX Runtime choose.
+            spin: let idle threads wait busily: faster alone, slower beside other work.
 
         Raises:
             BundleError: the bundle is absent, damaged or of another version.
             ProviderError: the provider is not to be had.
-            RequestError: ``rows`` is less than 1.
+            RequestError: ``rows`` is less than 1, or ``threads`` less than 0.
         """
         opened = Bundle.open(bundle)
         if rows is not None and rows < 1:
@@ -66,8 +68,13 @@ class Engine:
                 "the engine is not opened",
                 Problem(Code.BAD_INPUT, "rows", got=str(rows), expected="at least 1, or None"),
             )
+        if threads < 0:
+            raise RequestError(
+                "the engine is not opened",
+                Problem(Code.BAD_INPUT, "threads", got=str(threads), expected="0 or more"),
+            )
         manifest = opened.manifest
-        backend = OnnxRuntimeBackend(opened.model_path, manifest, provider, threads)
+        backend = OnnxRuntimeBackend(opened.model_path, manifest, provider, threads, spin=spin)
         bank = Bank(manifest.slot_inputs, dtypes.NUMPY[manifest.base.dtype], rows)
         engine = cls(opened, backend, bank)
         for name, path in opened.adapters().items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+
+
+#: what no module path has: control characters and slashes
+_NO_PATH = re.compile(r"[\x00-\x1f/\\]")
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def _check_entries(path: Path, header: dict[str, Any]) -> None:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if not name or any(ord(letter) < 32 for letter in name) or "/" in name or "\\" in name:
+        if not name or _NO_PATH.search(name):
             problems.append(
                 Problem(
                     Code.BAD_NAME,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +54,22 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def open_session(model: Path, provider: str = "cpu", threads: int = 0) -> Any:
+def open_session(
+    model: Path,
+    provider: str = "cpu",
+    threads: int = 0,
+    *,
+    spin: bool = True,
+    disabled: Sequence[str] = SLOW_ON_CPU,
+) -> Any:
     """Load a graph for one provider, with the settings that measured best.
 
     Args:
         model: the ``.onnx`` file.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: threads of one operator; 0 lets ONNX Runtime choose.
+        spin: let idle threads wait busily for the next operator.
+        disabled: fusions of ONNX Runtime to leave out on the CPU.
 
     Raises:
         ProviderError: the provider is unknown, not in this ONNX Runtime, or did not start.
@@ -71,13 +80,14 @@ def open_session(model: Path, provider: str = "cpu", threads: int = 0) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     chain = [wanted] if provider == "cpu" else [wanted, "CPUExecutionProvider"]
     try:
         session = ort.InferenceSession(
             os.fspath(model),
             options,
             providers=chain,
-            disabled_optimizers=list(SLOW_ON_CPU) if provider == "cpu" else None,
+            disabled_optimizers=list(disabled) if provider == "cpu" else None,
         )
     except Exception as error:
         raise BundleError(
@@ -141,7 +151,7 @@ class _Binding:
 class OnnxRuntimeBackend:
     """A session, and bindings in which the banks stay bound from run to run."""
 
-    def __init__(self, model: Path, manifest: Manifest, provider: str, threads: int) -> None:
+    def __init__(self, model: Path, manifest: Manifest, provider: str, threads: int, *, spin: bool) -> None:
         """Open the graph of a bundle. See :func:`open_session`."""
         if manifest.base.dtype == "bf16" and provider == "cpu":
             raise ProviderError(
@@ -154,7 +164,7 @@ class OnnxRuntimeBackend:
                 ),
             )
         self._ort = import_onnxruntime()
-        self._session = open_session(model, provider, threads)
+        self._session = open_session(model, provider, threads, spin=spin)
         self._device = "cpu" if provider == "cpu" else "cuda"
         self._outputs = [output.name for output in manifest.outputs]
         self._idle: list[_Binding] = []
