@@ -165,7 +165,6 @@ def _lost(adapter: NeutralAdapter, paths: _Paths, manifest: Manifest) -> list[Pr
     """Sites that the adapter's config claims and its file has nothing for."""
     if adapter.covers is None:
         return []
-    seen = {problem.subject for problem in adapter.problems} | adapter.linears.keys()
     return [
         Problem(
             Code.SITE_MISSING,
@@ -176,5 +175,5 @@ def _lost(adapter: NeutralAdapter, paths: _Paths, manifest: Manifest) -> list[Pr
             mend="save the adapter again",
         )
         for site in manifest.sites
-        if (module := paths.in_library(site.path)) not in seen and adapter.covers(module)
+        if (module := paths.in_library(site.path)) not in adapter.modules and adapter.covers(module)
     ]

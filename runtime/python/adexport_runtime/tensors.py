@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def read_tensors(path: Path) -> TensorFile:
     _check_entries(path, header)
     tensors = {
         name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in entries
+        for name, entry in sorted(entries, key=itemgetter(0))  # so that messages have one order
     }
     if not tensors:
         raise _refuse(path, Problem(Code.EMPTY_TENSOR, str(path), got="no tensors at all"))

@@ -43,16 +43,18 @@ class TextEncoder:
         self._inputs = [spec.name for spec in bundle.manifest.inputs]
         self._tokenizer = Tokenizer.from_file(str(bundle.root / spec.file))
         self._tokenizer.enable_padding(pad_id=spec.pad_id, pad_token=spec.pad_token)
-        if spec.max_length is not None:
+        if spec.max_length is None:
+            self._tokenizer.no_truncation()  # whatever the file says: nothing is cut unseen
+        else:
             self._tokenizer.enable_truncation(spec.max_length)
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Array]:
         """int64 ``[batch, seq]`` arrays for the inputs that the bundle has.
 
         Raises:
-            RequestError: there are no texts, or a text gives no token.
+            RequestError: there are no texts, or something that is none.
         """
-        if isinstance(texts, str) or not texts:
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise RequestError(
                 "the texts do not fit",
                 Problem(Code.BAD_INPUT, "texts", got=repr(texts)[:80], expected="a list of strings"),

@@ -34,7 +34,8 @@ class NeutralAdapter:
 
     ``covers`` tells whether the adapter's config claims a module of the model, so that a file
     with some of its tensors lost is noticed; None where the format does not say.
-    ``problems`` are the culprits found so far; ``bind`` adds its own and raises them together.
+    ``modules`` are those that the file has any tensor of, sound or not. ``problems`` are the culprits
+    found so far; ``bind`` adds its own and raises them together.
     """
 
     path: Path
@@ -42,5 +43,6 @@ class NeutralAdapter:
     sha256: str
     base_name: str | None
     linears: Mapping[str, LinearWeights]
+    modules: frozenset[str]
     covers: Callable[[str], bool] | None
     problems: tuple[Problem, ...]

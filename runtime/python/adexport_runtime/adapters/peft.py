@@ -81,6 +81,7 @@ def read(folder: Path, weights: Path | None, config: dict[str, Any]) -> NeutralA
         sha256=file.sha256,
         base_name=base_name if isinstance(base_name, str) else None,
         linears=linears,
+        modules=frozenset(halves),
         covers=lora.covers if lora else None,
         problems=tuple(problems),
     )
@@ -186,8 +187,10 @@ def _weights(
     if bad or config is None:
         problems += bad
         return None
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+        scaled = (b.T.astype(np.float64) * config.scaling(module)).astype(np.float32)
     return LinearWeights(
         lora_A=a.T.astype(np.float32),
-        lora_B=(b.T.astype(np.float64) * config.scaling(module)).astype(np.float32),
+        lora_B=scaled,
         tensors=(pair.names["A"], pair.names["B"]),
     )

@@ -141,6 +141,7 @@ def _patterns(data: dict[str, Any]) -> list[Problem]:
 def parse_lora_config(data: dict[str, Any]) -> tuple[LoraConfig | None, list[Problem]]:
     """Validate a LoRA config; returns it (None if unusable) with every problem found."""
     problems = _patterns(data)
+    usable = not problems
     for key, (reason, mend) in _REFUSED.items():
         if data.get(key):
             problems.append(
@@ -183,7 +184,8 @@ def parse_lora_config(data: dict[str, Any]) -> tuple[LoraConfig | None, list[Pro
                 )
             )
     try:
-        return LoraConfig.model_validate(data), problems
+        config = LoraConfig.model_validate(data)
+        return (config if usable else None), problems
     except ValidationError as error:
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"])
