@@ -21,7 +21,7 @@ from peft import (
     VBLoRAConfig,
     VeraConfig,
 )
-from peft.tuners.lora import BdLoraConfig, VeloraConfig
+from peft.tuners.lora import BdLoraConfig, EvaConfig, VeloraConfig
 
 Factor = Literal["lora", "bias", "scale", "head"]
 
@@ -47,7 +47,7 @@ class Case:
 
     def config(self) -> PeftConfig:
         """A config of its own: PEFT writes into the one it is given."""
-        return self.make(task_type=self.task, **self.keys)
+        return self.make(**{"task_type": self.task, **self.keys})
 
     def entry(self) -> dict[str, Any]:
         """The line of ``index.json``."""
@@ -129,6 +129,9 @@ def lora_cases(base: str) -> list[Case]:
         ]
     if base == "bert":
         cases.append(lora("layers-to-transform", layers_to_transform=[1]))
+        cases.append(
+            lora("eva", init_lora_weights="eva", eva_config=EvaConfig(), rank_pattern={"value": 2})
+        )
     if base == "gpt2":
         cases.append(lora("olora-square", r".*attn\.c_proj", init_lora_weights="olora", note=OLORA_CONV1D))
     else:
@@ -223,4 +226,79 @@ ADALORA = (
 LOKR = "the second factor is dense or a product, by shape"
 VELORA = "plain LoRA at inference; lora_velora_embed serves the backward pass only"
 
-CASES: list[Case] = [case for base in ATTENTION for case in (*lora_cases(base), *family_cases(base))]
+
+def bias_cases() -> list[Case]:
+    """Families that may train the biases of the layers they target, under names of their own."""
+    bank = {"r": 3, "num_vectors": 10, "vector_length": 8}
+    makes: dict[str, tuple[type[PeftConfig], dict[str, Any]]] = {
+        "vera": (VeraConfig, {"r": 5, "d_initial": 1.0}),
+        "miss": (MissConfig, {"r": 3}),
+        "hra": (HRAConfig, {"r": 3}),
+        "delora": (DeloraConfig, {"r": 3, "delora_lambda": 3}),
+        "vblora": (VBLoRAConfig, {**bank, "topk": 2}),
+    }
+    return [
+        Case(
+            "bert",
+            f"{name}-bias",
+            make,
+            {"target_modules": ["query", "value"], "bias": f"{name}_only", **keys},
+            ("lora", "bias"),
+        )
+        for name, (make, keys) in makes.items()
+    ]
+
+
+def head_cases() -> list[Case]:
+    """Adapters that bring a head; another number of labels than the base's in some."""
+
+    def case(
+        base: str, name: str, targets: Any, *, needs: tuple[Factor, ...] = ("lora", "head"), **keys: Any
+    ) -> Case:
+        about = {key: keys.pop(key) for key in ("labels", "note") if key in keys}
+        make = keys.pop("make", LoraConfig)
+        task = "TOKEN_CLS" if base == "bert-tagger" else "SEQ_CLS"
+        keys = {**(LORA if make is LoraConfig else {}), "target_modules": targets, **keys}
+        return Case(base, name, make, keys, needs, task=task, **about)
+
+    some, scaled = ATTENTION["bert"], {"feedforward_modules": ["output.dense"], "make": IA3Config}
+    dora: tuple[Factor, ...] = ("lora", "bias", "scale", "head")
+    dense_head = {"modules_to_save": ["pre_classifier", "classifier"]}
+    cases = []
+    for base in ("bert-classifier", "bert-tagger"):
+        cases += [
+            case(base, "lora", some, modules_to_save=["classifier"]),
+            case(base, "lora-2-labels", some, modules_to_save=["classifier"], labels=2),
+            case(base, "lora-5-labels", some, labels=5, note=HEAD_ADDED),
+            case(base, "ia3", ["key", "output.dense"], needs=("scale", "head"), **scaled),
+        ]
+    return [
+        *cases,
+        case("bert-classifier", "dora-all-linear", "all-linear", needs=dora, use_dora=True),
+        case("bert-classifier", "loha", some, make=LoHaConfig, r=2, alpha=3),
+        case("bert-classifier", "hra", some, make=HRAConfig, r=3),
+        case("bert-classifier", "base-head", some, needs=("lora",), task_type=None, note=BASE_HEAD),
+        case("bert-classifier", "lora-on-head", [*some, "classifier"], task_type=None, note=LORA_HEAD),
+        case("roberta-classifier", "lora", some),
+        case("roberta-classifier", "lora-5-labels", some, labels=5),
+        case("roberta-classifier", "ia3", ["key", "output.dense"], needs=("scale", "head"), **scaled),
+        case("distilbert-classifier", "lora", ["q_lin", "v_lin"], **dense_head),
+        case("distilbert-classifier", "lora-2-labels", ["q_lin", "v_lin"], **dense_head, labels=2),
+        case("distilbert-classifier", "head-by-task", ["q_lin", "v_lin"], note=PRE_CLASSIFIER),
+        case("distilbert-classifier", "feedforward", ["q_lin", "lin1", "lin2"]),
+        case("llama-classifier", "lora", ["q_proj", "v_proj"]),
+        case("llama-classifier", "lora-2-labels", ["q_proj", "v_proj"], labels=2),
+        case("llama-classifier", "lora-5-labels", "all-linear", labels=5),
+    ]
+
+
+HEAD_ADDED = "the JSON's modules_to_save is what PEFT adds for the task: classifier and score"
+BASE_HEAD = "trained without a task type: no head in the file, the base's is used"
+LORA_HEAD = "low-rank factors on the classifier itself: W + s*B*A is the head"
+PRE_CLASSIFIER = "PEFT matches modules_to_save by ending: classifier brings pre_classifier too"
+
+CASES: list[Case] = [
+    *(case for base in ATTENTION for case in (*lora_cases(base), *family_cases(base))),
+    *bias_cases(),
+    *head_cases(),
+]
