@@ -11,7 +11,6 @@ the family, the task, the factors that its slots need, and a note. A served case
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import zlib
@@ -21,6 +20,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft_bases import BASES, load_base, save_base
 from peft_cases import CASES, Case
+from peft_refused import REFUSED
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -35,13 +35,12 @@ UNORDERED = ("target_modules", "feedforward_modules", "exclude_modules", "module
 
 def main() -> None:
     """Write everything anew."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
     shutil.rmtree(HERE, ignore_errors=True)
     for name in BASES:
         save_base(name, HERE / "bases" / name)
     index = []
-    for case in CASES:
+    for case in [*CASES, *REFUSED]:
         torch.manual_seed(zlib.crc32(f"{case.base}/{case.name}".encode()))
         folder = HERE / case.base / case.name
         with tempfile.TemporaryDirectory() as scratch:

@@ -51,7 +51,7 @@ class Case:
 
     def entry(self) -> dict[str, Any]:
         """The line of ``index.json``."""
-        entry = {
+        entry: dict[str, Any] = {
             "base": self.base,
             "case": self.name,
             "kind": self.kind,
@@ -59,6 +59,8 @@ class Case:
             "task": self.task,
             "needs": list(self.needs) if self.kind == "serve" else [],
         }
+        if self.labels is not None:
+            entry["labels"] = self.labels
         return entry | {key: text for key, text in (("why", self.why), ("note", self.note)) if text}
 
 
@@ -144,10 +146,12 @@ def lora_cases(base: str) -> list[Case]:
 
 
 PISSA = (
-    "PEFT repeats the SVD on load: the expected output is (W - s*B0*A0 + s*B*A)x, with B0, A0 of the base"
+    "PEFT repeats the SVD on load, so that the file means what was trained: (W - s*B0*A0 + s*B*A)x, "
+    "where s*B0*A0 is the rank-r truncation of W, whatever s is; in float32, so exact to 2e-5"
 )
 OLORA = (
-    "PEFT repeats the QR on load, so that the file means what was trained: (W - s*Q[:, :r]*R[:r] + s*B*A)x"
+    "PEFT repeats the QR on load, so that the file means what was trained: "
+    "(W - s*Q[:, :r]*R[:r] + s*B*A)x; unlike PiSSA's, what is taken from W grows with s"
 )
 OLORA_CONV1D = (
     "PEFT decomposes the weight as stored, [in, out]: (W - s*(QR)^T + s*B*A)x; square layers only"
