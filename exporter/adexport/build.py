@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,20 +24,24 @@ from adexport_runtime.bundle import (
 )
 from adexport_runtime.errors import AdapterError, BuildError, Code, Problem
 from adexport_runtime.files import atomic_folder
-from adexport_runtime.manifest import Base, File, Limits, Manifest, Tokenizer
+from adexport_runtime.manifest import FORMAT_VERSION, Base, File, Limits, Manifest, Output, Tokenizer
+from adexport_runtime.outputs import LOGITS
 from adexport_runtime.tensors import read_tensors
 
 from .check import check_model
-from .lower import ADAPTER_IDS, LowerOptions, linear_layers, lower, slot_candidates
+from .lower import ADAPTER_IDS, bottleneck_features, layer_features, lower
 from .options import DEFAULT_OPSET, MIN_OPSET, BuildOptions
 from .progress import Progress, silent
 from .reference import load_reference, sample_batches, save_reference
-from .slots.plan import Plan, make_plan
+from .slots.again import plan_again
+from .slots.plan import Places, Plan, make_plan
+from .weights import frozen_weights
 
 if TYPE_CHECKING:
     from .model import LoadedModel
 
 _FLOAT_WEIGHTS = f"{WEIGHTS_FOLDER}/fp32.bin"
+_WITH_HEADS = ("text-classification", "token-classification", "image-classification")
 _TOOLS = ("adexport", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
 
@@ -75,7 +79,8 @@ def build_model(
         BuildError: the model cannot be exported, or the export failed its check.
         AdapterError: an adapter in ``like``, or one bound in the bundle to be replaced, is refused.
     """
-    from .architectures import architecture_of
+    from .architectures import CLASSIFICATION, architecture_of, has_pooler
+    from .marks import HeadPlace
     from .model import load_model, model_fingerprint
     from .torch_reference import with_outputs
     from .trace import trace_model
@@ -89,7 +94,7 @@ def build_model(
     if output is not None:
         _check_target(output, force)
     progress("load the model")
-    loaded = load_model(source, task)
+    loaded = load_model(source, task, headless="head" in (options.slots or ()))
     output = output or Path(f"{loaded.name}.bundle")
     _check_target(output, force)
 
@@ -97,23 +102,42 @@ def build_model(
     architecture = architecture_of(loaded.config)
     inputs = architecture.inputs(loaded.model)
     outputs = architecture.outputs(loaded.model, loaded.task, loaded.untrained)
-    trace = trace_model(loaded.model, inputs, outputs, opset)
+    own = architecture.own_head(loaded.task)
+    feature = own.feature if own and own.feature != "pooler" else architecture.feature
+    if feature == "pooler":
+        feature = "first"
+    trace = trace_model(
+        loaded.model,
+        inputs,
+        outputs,
+        opset,
+        head=HeadPlace(feature, int(loaded.config.hidden_size), own)
+        if loaded.task in CLASSIFICATION
+        else None,
+        pooled=has_pooler(loaded.model, loaded.untrained),
+        bottlenecks=architecture.bottlenecks,
+    )
     _refuse_untrained(loaded, trace.weights)
-    layers = linear_layers(trace.graph)
+    places = Places.of(trace.graph, loaded.config.model_type, loaded.model.base_model_prefix)
+    plan = make_plan(places, options)
 
     progress("compute the reference with torch")
     cases = with_outputs(
         loaded.model,
-        sample_batches(inputs, architecture.max_positions),
+        sample_batches(inputs, architecture.max_positions, _pad_id(loaded)),
         [spec.name for spec in outputs],
-        _features(trace.graph),
+        layer_features(trace.graph),
+        bottleneck_features(trace.graph),
     )
-    prefix = loaded.model.base_model_prefix
-    plan = make_plan(layers, options.targets, options.max_rank, options.like, prefix)
     with atomic_folder(output) as part:
         progress("write the trace and the weights")
         (part / WEIGHTS_FOLDER).mkdir()
-        ir.save(trace.graph, part / TRACE_FILE, external_data=_FLOAT_WEIGHTS, alignment=64)
+        ir.save(
+            trace.graph,
+            part / TRACE_FILE,
+            external_data=_FLOAT_WEIGHTS,
+            alignment=64,
+        )
         save_reference(part / REFERENCE_FILE, cases)
         tokenizer = _save_tokenizer(loaded, part, architecture.max_positions)
         manifest = Manifest(
@@ -122,7 +146,7 @@ def build_model(
                 source=_source(source),
                 architecture=type(loaded.model).__name__,
                 model_type=loaded.config.model_type,
-                prefix=prefix,
+                prefix=places.prefix,
                 task=loaded.task,
                 dtype=_dtype(options.dtype or "fp32"),
                 fingerprint=model_fingerprint(loaded.model, trace.weights),
@@ -135,15 +159,16 @@ def build_model(
             outputs=outputs,
             adapter_ids=None,
             sites=(),
-            limits=Limits(max_rank=plan.max_rank),
-            modules=tuple(layers),
+            limits=_limits(plan),
+            modules=tuple(places.layers),
+            weights=frozen_weights(part),
             tokenizer=tokenizer,
             files=(),
             tools=_tools(),
         )
-        sites = () if options.slots is False else plan.sites
-        differences = _finish(part, manifest, sites, options.tolerance, output, progress)
+        differences = _finish(part, manifest, plan, options.tolerance, output, progress)
     notes = [f"attention is traced in full: {reason}" for reason in trace.eager_reasons]
+    notes += [f"no bottleneck can go behind {path}: no addition follows" for path in trace.endless]
     return BuildResult(Bundle.open(output), differences, (*notes, *_plan_notes(plan)))
 
 
@@ -170,7 +195,7 @@ def lower_again(
     if output is not None and output.resolve() != source.resolve():
         _check_target(output, force)
     manifest = bundle.manifest
-    plan = _plan_again(bundle, options)
+    plan = plan_again(bundle, options)
     with atomic_folder(target) as part:
         for entry in manifest.files:
             if entry.path != MODEL_FILE and not _is_lowered_weight(entry.path):
@@ -178,22 +203,21 @@ def lower_again(
         changed = manifest.model_copy(
             update={
                 "base": manifest.base.model_copy(update={"dtype": options.dtype or manifest.base.dtype}),
-                "limits": Limits(max_rank=plan.max_rank),
+                "format_version": FORMAT_VERSION,
+                "limits": _limits(plan),
                 "tools": manifest.tools | _tools(),
             }
         )
         if target != source:
             _carry_adapters(bundle.root, part)
-        slots = bool(manifest.slots) if options.slots is None else options.slots
-        sites = plan.sites if slots else ()
-        differences = _finish(part, changed, sites, options.tolerance, target, progress)
+        differences = _finish(part, changed, plan, options.tolerance, target, progress)
     return BuildResult(Bundle.open(target), differences, _plan_notes(plan))
 
 
 def _finish(
     part: Path,
     manifest: Manifest,
-    sites: Sequence[str],
+    plan: Plan,
     tolerance: float,
     target: Path,
     progress: Progress,
@@ -201,7 +225,7 @@ def _finish(
     """Lower the trace that lies in ``part``, check the result, and write the manifest."""
     progress("lower it for ONNX Runtime")
     trace = ir.load(part / TRACE_FILE)
-    options = LowerOptions(sites=tuple(sites), dtype=manifest.base.dtype)
+    options = plan.lowering(manifest.base.dtype)
     lowered = lower(trace, options)
     own_weights = None if options.dtype == "fp32" else f"{WEIGHTS_FOLDER}/{options.dtype}.bin"
     ir.save(lowered.graph, part / MODEL_FILE, external_data=own_weights, alignment=64)
@@ -212,9 +236,12 @@ def _finish(
 
     finished = manifest.model_copy(
         update={
-            "slots": ("lora",) if lowered.sites else (),
-            "adapter_ids": ADAPTER_IDS if lowered.sites else None,
-            "sites": lowered.sites,
+            "slots": plan.slots,
+            "adapter_ids": ADAPTER_IDS if lowered.slots else None,
+            "sites": lowered.slots.sites,
+            "bottlenecks": lowered.slots.bottlenecks,
+            "head": lowered.slots.head,
+            "outputs": tuple(_output(spec, manifest, plan) for spec in manifest.outputs),
             "files": _files(part),
         }
     )
@@ -268,23 +295,21 @@ def _refuse_untrained(loaded: LoadedModel, used: Iterable[str]) -> None:
         raise BuildError(f"{loaded.source} cannot be built", problems)
 
 
-def _features(trace: ir.Model) -> dict[str, tuple[int, int]]:
-    """All layers of a trace that can be sites, with their ``(in, out)``."""
-    everything = lower(trace, LowerOptions(slot_candidates(trace)))
-    return {site.path: (site.in_features, site.out_features) for site in everything.sites}
+def _limits(plan: Plan) -> Limits:
+    return Limits(max_rank=plan.max_rank, max_width=None if plan.bottlenecks is None else plan.max_width)
 
 
-def _plan_again(bundle: Bundle, options: BuildOptions) -> Plan:
-    manifest = bundle.manifest
-    layers = linear_layers(ir.load(bundle.root / TRACE_FILE))
-    max_rank = options.max_rank
-    if options.targets is None and not options.like:
-        plan = make_plan(layers, None, max_rank or manifest.limits.max_rank)
-        kept = tuple(site.path for site in manifest.sites)
-        return replace(plan, sites=kept, left_out=()) if kept else plan
-    if max_rank is None and not options.like:
-        max_rank = manifest.limits.max_rank
-    return make_plan(layers, options.targets, max_rank, options.like, manifest.base.prefix)
+def _output(spec: Output, manifest: Manifest, plan: Plan) -> Output:
+    """Logits are as wide as the widest head where rows bring heads of their own."""
+    if spec.name != LOGITS or manifest.base.task not in _WITH_HEADS:
+        return spec
+    width = len(manifest.base.labels) if plan.head is None else "labels"
+    return spec.model_copy(update={"shape": (*spec.shape[:-1], width)})
+
+
+def _pad_id(loaded: LoadedModel) -> int | None:
+    pad = getattr(loaded.config, "pad_token_id", None)
+    return None if pad is None or pad < 0 else int(pad)
 
 
 def _plan_notes(plan: Plan) -> tuple[str, ...]:
@@ -314,7 +339,7 @@ def _source(source: str) -> str:
 
 
 def _labels(loaded: LoadedModel) -> tuple[str, ...]:
-    if loaded.task == "feature-extraction":
+    if loaded.task not in _WITH_HEADS or loaded.model.base_model is loaded.model:
         return ()
     labels: dict[int, str] = loaded.config.id2label
     return tuple(str(labels[index]) for index in sorted(labels))
@@ -342,7 +367,7 @@ def _files(part: Path) -> tuple[File, ...]:
 
 
 def _is_lowered_weight(path: str) -> bool:
-    return path.startswith(f"{WEIGHTS_FOLDER}/") and path != _FLOAT_WEIGHTS
+    return path in {f"{WEIGHTS_FOLDER}/{dtype}.bin" for dtype in ("fp16", "bf16")}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,28 @@ import onnx_ir as ir
 from adexport_runtime import dtypes
 from adexport_runtime.backends.onnxruntime import open_session
 from adexport_runtime.errors import BuildError, Code, Problem
-from adexport_runtime.manifest import Site
+from adexport_runtime.slots import BottleneckForm, BottleneckStyle, SlotInput
 from adexport_runtime.tensors import Array
 
-from .lower import ADAPTER_IDS, Lowered, LowerOptions, lower, slot_candidates
+from .lower import (
+    ADAPTER_IDS,
+    BottleneckOptions,
+    HeadOptions,
+    Lowered,
+    LowerOptions,
+    Slotted,
+    bottleneck_places,
+    has_head,
+    lower,
+    slot_candidates,
+)
 from .lower.precision import widen_to_float32
 from .options import TOLERANCE
-from .reference import RANKS, Case, reference_adapter
+from .reference import RANKS, Case, reference_bottleneck, reference_factors
+from .slots.kinds import FACTORS
+
+#: what the reference's bottlenecks are
+_STYLE = BottleneckStyle(form=BottleneckForm(), activation="relu")
 
 
 def check_model(
@@ -27,10 +42,9 @@ def check_model(
 ) -> dict[str, float]:
     """Check a written ``model.onnx`` against the trace's reference.
 
-    The trace is lowered once more with a slot at every linear layer, in float32, and compared
-    with torch; then the model is compared with that, with the reference adapters cut to its
-    sites. bfloat16, for which ONNX Runtime has no CPU kernels, is run in float32 on the rounded
-    weights.
+    The trace is lowered once more with every slot that it can have, in float32, and compared with
+    torch; then the model is compared with that, with the reference adapters cut to its slots.
+    bfloat16, for which ONNX Runtime has no CPU kernels, is run in float32 on the rounded weights.
 
     Returns:
         The largest relative difference seen in each comparison.
@@ -40,35 +54,47 @@ def check_model(
     """
     _check_onnx(model)
     with tempfile.TemporaryDirectory(prefix=".check.", dir=model.parent) as scratch:
-        everything = lower(trace, LowerOptions(slot_candidates(trace)))
-        full = _Runner(_written(everything.graph, Path(scratch) / "full.onnx"), everything.sites)
+        everything = lower(trace, _everything(trace))
+        full = _Runner(_written(everything.graph, Path(scratch) / "full.onnx"), everything.slots)
         differences = {
-            f"torch {name}": _difference(case, full.run(case), case.outputs) for name, case in cases.items()
+            f"torch {name}": _difference(case, full.run(name, case), case.outputs)
+            for name, case in cases.items()
         }
         _judge(differences, tolerance, "float32 with slots everywhere")
         mine = _runner(model, trace, options, Path(scratch))
-        cut = {site.path for site in mine.sites}
         limit = max(tolerance, TOLERANCE[options.dtype])
         found = {}
         for name, case in cases.items():
-            expected = full.run(case, only=cut)
-            found[f"{options.dtype} {name}"] = _difference(case, mine.run(case), expected)
+            expected = full.run(name, case, only=mine)
+            found[f"{options.dtype} {name}"] = _difference(case, mine.run(name, case), expected)
         _judge(found, limit, f"{options.dtype} with the chosen slots")
     return differences | found
+
+
+def _everything(trace: ir.Model) -> LowerOptions:
+    """Every slot that a trace can have."""
+    return LowerOptions(
+        sites=dict.fromkeys(slot_candidates(trace), FACTORS),
+        bottlenecks=BottleneckOptions((_STYLE.form,), (_STYLE.activation,))
+        if bottleneck_places(trace)
+        else None,
+        head=HeadOptions(("relu",)) if has_head(trace) else None,
+    )
 
 
 class _Runner:
     """A session of a lowered graph with the reference adapters in its banks."""
 
-    def __init__(self, path: Path, sites: tuple[Site, ...], dtype: str = "fp32") -> None:
+    def __init__(self, path: Path, slots: Slotted, dtype: str = "fp32") -> None:
         self._session = open_session(path, threads=1)
         self._dtype = dtypes.NUMPY[dtype]
-        self.sites = sites
+        self.slots = slots
 
-    def run(self, case: Case, only: set[str] | None = None) -> dict[str, Array]:
+    def run(self, name: str, case: Case, only: _Runner | None = None) -> dict[str, Array]:
+        """A case; with ``only`` the adapters do what they can do there."""
         feeds = dict(case.inputs)
-        if self.sites:
-            feeds |= self._banks(only)
+        if self.slots:
+            feeds |= self._banks(name, only or self)
             feeds[ADAPTER_IDS] = case.adapters
         names = [output.name for output in self._session.get_outputs()]
         try:
@@ -86,29 +112,63 @@ class _Runner:
                 ),
             ) from error
 
-    def _banks(self, only: set[str] | None) -> dict[str, Array]:
-        features = {site.path: (site.in_features, site.out_features) for site in self.sites}
-        adapters = [reference_adapter(index, features) for index in range(1, len(RANKS) + 1)]
+    def factors(self) -> dict[str, frozenset[str]]:
+        """The factors of the linear slots, and of the bottlenecks that can be the reference's."""
+        found = {site.path: frozenset(site.linear.factors) for site in self.slots.sites}
+        bottlenecks = self.slots.bottlenecks
+        if bottlenecks is not None and bottlenecks.code(_STYLE) is not None:
+            for site in bottlenecks.sites:
+                found[site.path] = found.get(site.path, frozenset()) | site.slot.factors.keys()
+        return found
+
+    def _banks(self, name: str, only: _Runner) -> dict[str, Array]:
+        allowed = only.factors()
         banks = {}
-        for site in self.sites:
-            a = np.zeros((len(adapters) + 1, site.in_features, max(RANKS)), self._dtype)
-            b = np.zeros((len(adapters) + 1, max(RANKS), site.out_features), self._dtype)
-            if only is None or site.path in only:
-                for row, adapter in enumerate(adapters, start=1):
-                    half_a, half_b = adapter[site.path]
-                    a[row, :, : half_a.shape[1]] = half_a
-                    b[row, : half_b.shape[0]] = half_b
-            banks[site.linear.lora_A.name] = a
-            banks[site.linear.lora_B.name] = b
+        for path, factors, rows in self._filled(name):
+            for factor, slot in factors.items():
+                kept = [row.get(factor) if factor in allowed.get(path, ()) else None for row in rows]
+                banks[slot.name] = self._bank(slot, kept)
         return banks
+
+    def _filled(self, name: str) -> Iterator[tuple[str, Mapping[str, SlotInput], list[dict[str, Array]]]]:
+        """Every slot with what the reference adapters bring there."""
+        indices = range(1, len(RANKS) + 1)
+        for site in self.slots.sites:
+            sizes = (site.in_features, site.out_features)
+            rows = [reference_factors(index, site.path, *sizes, name) for index in indices]
+            yield site.path, site.linear.factors, rows
+        bottlenecks = self.slots.bottlenecks
+        for end in bottlenecks.sites if bottlenecks else ():
+            rows = [reference_bottleneck(index, end.path, end.features, name) for index in indices]
+            code = bottlenecks.code(_STYLE) if bottlenecks else None
+            for row in rows:
+                if row and code is not None:
+                    row["code"] = np.array(code, np.int64)
+            yield end.path, end.slot.factors, rows
+        if self.slots.head is not None:
+            yield "", self.slots.head.slot.factors, [{} for _ in indices]
+
+    def _bank(self, slot: SlotInput, rows: list[Array | None]) -> Array:
+        """One slot input, row 0 the identity; a ragged size is as large as the rows need."""
+        there = [row.shape for row in rows if row is not None]
+        shape = [
+            size if isinstance(size, int) else max((sizes[axis] for sizes in there), default=0)
+            for axis, size in enumerate(slot.shape[1:])
+        ]
+        dtype = self._dtype if slot.dtype == "float" else np.dtype(np.int64)
+        bank = np.full([len(rows) + 1, *shape], slot.identity == "ones", dtype)
+        for index, row in enumerate(rows, start=1):
+            if row is not None:
+                bank[index, ...][tuple(slice(size) for size in row.shape)] = row
+        return bank
 
 
 def _runner(model: Path, trace: ir.Model, options: LowerOptions, scratch: Path) -> _Runner:
     lowered: Lowered = lower(trace, options)
     if options.dtype != "bf16":
-        return _Runner(model, lowered.sites, options.dtype)
+        return _Runner(model, lowered.slots, options.dtype)
     widen_to_float32(lowered.graph, options.dtype)
-    return _Runner(_written(lowered.graph, scratch / "widened.onnx"), lowered.sites)
+    return _Runner(_written(lowered.graph, scratch / "widened.onnx"), lowered.slots)
 
 
 def _written(graph: ir.Model, path: Path) -> Path:
@@ -138,14 +198,15 @@ def _difference(case: Case, got: Mapping[str, Array], expected: Mapping[str, Arr
 
     What stands at padding is nobody's output: a window may leave it with nothing to attend to.
     """
-    tokens = case.inputs["attention_mask"].astype(bool)
+    mask = case.inputs.get("attention_mask")
 
     def kept(value: Array) -> Array:
-        return value[tokens] if value.ndim == 3 else value
+        return value[mask.astype(bool)] if value.ndim == 3 and mask is not None else value
 
     return max(
         float(np.abs(kept(got[name]) - kept(value)).max() / max(1.0, float(np.abs(kept(value)).max())))
         for name, value in expected.items()
+        if value.size  # logits of a base without a head
     )
 
 

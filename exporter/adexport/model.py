@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 import transformers
@@ -16,12 +16,23 @@ from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.manifest import Task
 from adexport_runtime.tensors import Array
 
+from .architectures import CLASSIFICATION, architecture_of
 from .fingerprint import fingerprint
 
+_BARE = "AutoModel"
 _LOADERS = {
-    "feature-extraction": "AutoModel",
+    "feature-extraction": _BARE,
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
+    "image-classification": "AutoModelForImageClassification",
+    "text-generation": "AutoModelForCausalLM",
+}
+_ENDINGS: dict[str, Task] = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForImageClassification": "image-classification",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
 }
 TASKS: tuple[str, ...] = get_args(Task)
 
@@ -46,13 +57,14 @@ class LoadedModel:
         return self.model.config
 
 
-def load_model(source: str, task: str = "auto") -> LoadedModel:
+def load_model(source: str, task: str = "auto", *, headless: bool = False) -> LoadedModel:
     """Load a base model.
 
     Args:
         source: a local folder, or a hub id that transformers' loader resolves.
-        task: ``feature-extraction``, ``text-classification``, ``token-classification``, or
-            ``auto``: what the config's architecture says.
+        task: one of :data:`TASKS`, or ``auto``: what the config's architecture says.
+        headless: a classification task may do without a trained head: adapters bring theirs. The
+            model is then the bare base.
 
     Raises:
         BuildError: the model does not load.
@@ -61,10 +73,9 @@ def load_model(source: str, task: str = "auto") -> LoadedModel:
     try:
         config = AutoConfig.from_pretrained(source)
         chosen = _task_of(config) if task == "auto" else cast(Task, task)
-        # float32 whatever the checkpoint holds: precision is a choice of the lowering
-        model, info = getattr(transformers, _LOADERS[chosen]).from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        model, info = _load(source, config, chosen)
+        if headless and chosen in CLASSIFICATION and _lacks_head(model, info):
+            model, info = _load(source, config, "feature-extraction")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BuildError(
             headline,
@@ -87,12 +98,27 @@ def load_model(source: str, task: str = "auto") -> LoadedModel:
     )
 
 
+def _load(source: str, config: PretrainedConfig, task: Task) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Float32 whatever the checkpoint holds: precision is a choice of the lowering."""
+    loader = _LOADERS[task]
+    if loader == _BARE:
+        loader = architecture_of(config).bare_loader or loader
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = getattr(transformers, loader).from_pretrained(
+        source, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    return loaded
+
+
+def _lacks_head(model: PreTrainedModel, info: dict[str, Any]) -> bool:
+    prefix = f"{model.base_model_prefix}."
+    return any(not name.startswith(prefix) for name in info["missing_keys"])
+
+
 def _task_of(config: PretrainedConfig) -> Task:
     architecture = (config.architectures or [""])[0]
-    if architecture.endswith("ForSequenceClassification"):
-        return "text-classification"
-    if architecture.endswith("ForTokenClassification"):
-        return "token-classification"
+    for ending, task in _ENDINGS.items():
+        if architecture.endswith(ending):
+            return task
     return "feature-extraction"
 
 

@@ -11,10 +11,20 @@ In the trace (target-free; ``runtime/FORMAT.md`` has the semantics):
     scaled dot-product attention on ``[batch, heads, seq, size]``; the result is
     ``[batch, seq, heads, size]``.
 
-In lowered graphs:
+``Residual(h, x, weight?, bias?) -> y``
+    the end of a sub-block: ``h + x``, behind it a LayerNorm if the op has its weights; the site of
+    a bottleneck slot.
+``Head(hidden, pooled?, padding?, own?) -> logits``
+    the place of heads: ``own`` are the logits of the base's own head.
 
-``LoraAdd(y, x, A, B, ids) -> y'``
-    ``y + (x A[ids]) B[ids]``, a local function that a native kernel may replace.
+In lowered graphs, local functions that a native kernel may replace:
+
+``LoraAdd(y, x, A, B, ids)``
+    ``y + (x A[ids]) B[ids]``
+``RowScale(x, scale, ids)``, ``RowAdd(y, bias, ids)``
+    ``x * scale[ids]``, ``y + bias[ids]``
+``RowLinear(x, weight, bias, ids)``
+    ``x weight[ids] + bias[ids]``
 """
 
 DOMAIN = "adexport"
@@ -23,4 +33,9 @@ VERSION = 1
 LINEAR = "Linear"
 ATTENTION = "Attention"
 ATTENTION_MASK = "AttentionMask"
+RESIDUAL = "Residual"
+HEAD = "Head"
 LORA_ADD = "LoraAdd"
+ROW_SCALE = "RowScale"
+ROW_ADD = "RowAdd"
+ROW_LINEAR = "RowLinear"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adexport_runtime.matching import Targets
+from adexport_runtime.slots import Activation
 
 DEFAULT_OPSET = 23
 MIN_OPSET = 20
@@ -18,14 +19,20 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
 class BuildOptions:
     """Sites, slots and precision; None keeps the default (or, lowering again, what the bundle has).
 
-    ``targets`` are names or a regex as PEFT takes them, ``like`` adapters whose modules become
-    the sites; ``slots`` False builds the plain base. ``tolerance`` is the largest difference from
-    torch, as a part of the largest value (at least 1).
+    ``slots`` are kinds (``lora``, ``bias``, ``scale``, ``bottleneck``, ``head``; none: the plain base).
+    ``targets`` are the linear layers, by names or a regex as PEFT takes them; ``like`` are adapters for
+    which exactly the slots that they need are made. ``bottlenecks`` names forms as the adapters
+    library does (``seq_bn``, …), ``activations`` what stands between the layers of bottlenecks and
+    heads. ``tolerance`` is the largest difference from torch, as a part of the largest value (at
+    least 1).
     """
 
+    slots: tuple[str, ...] | None = None
     targets: Targets | None = None
     like: tuple[Path, ...] = ()
     max_rank: int | None = None
-    slots: bool | None = None
+    max_width: int | None = None
+    bottlenecks: tuple[str, ...] | None = None
+    activations: tuple[Activation, ...] | None = None
     dtype: str | None = None
     tolerance: float = TOLERANCE["fp32"]

@@ -6,6 +6,7 @@ This is the one step that needs torch, and the slow one. Everything behind it is
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ from onnx_ir.passes.common import (
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.manifest import Input, Output
 
+from .architectures import BottleneckRule
 from .attention import OpaqueAttention
 from .lower.graph import Emitter
+from .marks import HeadPlace, emit_head, mark_residuals, with_base_output
 from .ops import DOMAIN, LINEAR, VERSION
 from .slots.rewrite import traced_linears
 
@@ -36,26 +39,47 @@ _SAMPLE = {"batch": 3, "seq": 11}
 class _Wrapper(torch.nn.Module):
     """The model with the bundle's inputs and outputs, in order."""
 
-    def __init__(self, model: Any, outputs: Sequence[str]) -> None:
+    def __init__(self, model: Any, outputs: Sequence[str], head: HeadPlace | None, pooled: bool) -> None:
         super().__init__()
         self.adexport_root = model
         self._outputs = list(outputs)
+        self._head = head
+        self._pooled = pooled
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        kept = self.adexport_root(**inputs, return_dict=True)
-        return tuple(kept[name] for name in self._outputs)
+        kept, base = with_base_output(self.adexport_root, inputs)
+        results = {name: kept[name] for name in self._outputs if name in kept}
+        if self._head is not None:
+            pooled = base.pooler_output if self._pooled else None
+            padding = inputs.get("attention_mask")
+            own = results.get("logits")
+            results["logits"] = emit_head(self._head, base.last_hidden_state, pooled, padding, own)
+        return tuple(results[name] for name in self._outputs)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A target-free graph, the names of the model's parameters in it, and why attention is not opaque."""
+    """A target-free graph, the names of the model's parameters in it, and why attention is not opaque.
+
+    ``endless`` are layers behind which the family's rule expects the end of a sub-block, in vain.
+    """
 
     graph: ir.Model
     weights: tuple[str, ...]
     eager_reasons: tuple[str, ...]
+    endless: tuple[str, ...]
 
 
-def trace_model(model: Any, inputs: Sequence[Input], outputs: Sequence[Output], opset: int) -> Trace:
+def trace_model(
+    model: Any,
+    inputs: Sequence[Input],
+    outputs: Sequence[Output],
+    opset: int,
+    *,
+    head: HeadPlace | None = None,
+    pooled: bool = False,
+    bottlenecks: BottleneckRule | None = None,
+) -> Trace:
     """Trace a model once.
 
     Args:
@@ -63,6 +87,9 @@ def trace_model(model: Any, inputs: Sequence[Input], outputs: Sequence[Output], 
         inputs: the inputs to feed, with symbolic sizes ``batch`` and ``seq``.
         outputs: fields of the model's output to return.
         opset: the ONNX opset of the graph.
+        head: where heads go; None for tasks without.
+        pooled: heads may read the base's pooled output.
+        bottlenecks: where the family's sub-blocks end.
 
     Raises:
         BuildError: torch cannot export the model.
@@ -75,7 +102,7 @@ def trace_model(model: Any, inputs: Sequence[Input], outputs: Sequence[Output], 
     try:
         with traced_linears(model), _quiet():
             program = torch.onnx.export(
-                _Wrapper(model, [spec.name for spec in outputs]),
+                _Wrapper(model, [spec.name for spec in outputs], head, pooled),
                 (),
                 kwargs={"inputs": sample},
                 dynamic_shapes={"inputs": {spec.name: _dynamic(spec) for spec in inputs}},
@@ -103,9 +130,10 @@ def trace_model(model: Any, inputs: Sequence[Input], outputs: Sequence[Output], 
         model.set_attn_implementation(before)
     graph = program.model
     _tidy(graph, inputs, outputs)
+    endless = mark_residuals(graph.graph, bottlenecks)
     parameters = dict(model.named_parameters())
     weights = tuple(name for name in graph.graph.initializers if name in parameters)
-    return Trace(graph, weights, tuple(reasons))
+    return Trace(graph, weights, tuple(reasons), tuple(endless))
 
 
 def _optimize(program: torch.onnx.ONNXProgram, parameters: set[str]) -> None:
@@ -142,6 +170,8 @@ def _first_cause(error: BaseException) -> str:
 
 def _sample(spec: Input) -> torch.Tensor:
     shape = [_SAMPLE[size] if isinstance(size, str) else size for size in spec.shape]
+    if spec.dtype == "fp32":
+        return torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
     if spec.fill is not None:
         return torch.full(shape, spec.fill, dtype=torch.int64)
     assert spec.high is not None

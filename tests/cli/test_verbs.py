@@ -103,7 +103,7 @@ class TestBuild:
         bundle = Bundle.open(here / "tiny-bert.bundle")
         assert bundle.manifest.limits.max_rank == 8
         assert len(bundle.manifest.sites) == 12
-        assert "12 sites, rank up to 8" in result.stdout
+        assert "lora at 12 linear layers, rank up to 8" in result.stdout
 
     def test_json_and_targets(self, here: Path, tiny_classifier: Path) -> None:
         facts = run_json("build", tiny_classifier, "-o", "c.bundle", "--targets", "query,value")

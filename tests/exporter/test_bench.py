@@ -72,7 +72,7 @@ def test_what_the_bundle_does_not_take_is_named_together(tiny_bundle: Path, tmp_
         bench.run_bench(tiny_bundle, seq=41, rank=17)
     assert {problem.subject for problem in caught.value.problems} == {"--seq", "--rank"}
     plain = tmp_path / "plain.bundle"
-    lower_again(tiny_bundle, plain, options=BuildOptions(slots=False))
+    lower_again(tiny_bundle, plain, options=BuildOptions(slots=()))
     with pytest.raises(RequestError) as caught:
         bench.run_bench(plain, **SMALL)
     assert "without slots" in str(caught.value)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from adexport import check
 from adexport.build import build_model, lower_again
 from adexport.options import BuildOptions
 from adexport_runtime import AdapterError, BuildError, Bundle, Code, Engine, bind_into_bundle
+from adexport_runtime.tensors import Array
 
 from ..conftest import TINY, MakeLora
 
@@ -133,12 +135,13 @@ def test_a_wrong_lowering_is_not_published(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check must be able to fail: swap A for its negative in what torch is compared with."""
-    original = check.reference_adapter
+    original = check.reference_factors
 
-    def negated(index: int, sites: dict[str, tuple[int, int]]) -> object:
-        return {path: (-a, b) for path, (a, b) in original(index, sites).items()}
+    def negated(*where: Any) -> dict[str, Array]:
+        factors = original(*where)
+        return {name: -array if name == "lora_A" else array for name, array in factors.items()}
 
-    monkeypatch.setattr(check, "reference_adapter", negated)
+    monkeypatch.setattr(check, "reference_factors", negated)
     with pytest.raises(BuildError) as caught:
         build_model(str(tiny_bert), tmp_path / "x.bundle")
     assert caught.value.codes == {Code.PARITY}
@@ -196,9 +199,9 @@ class TestLowerAgain:
         assert tree(bundle_copy) == before
 
     def test_no_slots(self, tiny_bundle: Path, tmp_path: Path) -> None:
-        plain = lower_again(tiny_bundle, tmp_path / "p.bundle", options=BuildOptions(slots=False))
+        plain = lower_again(tiny_bundle, tmp_path / "p.bundle", options=BuildOptions(slots=()))
         assert plain.bundle.manifest.sites == ()
-        again = lower_again(tmp_path / "p.bundle", options=BuildOptions(slots=True))
+        again = lower_again(tmp_path / "p.bundle", options=BuildOptions(slots=("lora",)))
         assert len(again.bundle.manifest.sites) == 12
 
 

@@ -11,8 +11,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from adexport.lower import LowerOptions, lower, slot_candidates
+from adexport.lower import LowerOptions, lora_at, lower, slot_candidates
 from adexport.lower.attention import lower_attention
+from adexport.lower.bottleneck import lower_residuals
 from adexport.lower.linear import lower_linears
 from adexport_runtime.bundle import TRACE_FILE
 
@@ -39,7 +40,7 @@ def ops(model: ir.Model) -> Counter[str]:
 def test_the_trace_is_not_changed(tiny_bundle: Path) -> None:
     trace = trace_of(tiny_bundle)
     before = ops(trace)
-    lower(trace, LowerOptions(slot_candidates(trace), "fp16"))
+    lower(trace, LowerOptions(lora_at(slot_candidates(trace)), dtype="fp16"))
     assert ops(trace) == before
     assert all(value.dtype != ir.DataType.FLOAT16 for value in trace.graph.initializers.values())
 
@@ -54,8 +55,8 @@ def test_a_base_without_slots_has_nothing_of_ours(tiny_bundle: Path) -> None:
 def test_slots_are_local_functions(tiny_bundle: Path) -> None:
     trace = trace_of(tiny_bundle)
     sites = slot_candidates(trace)[:3]
-    lowered = lower(trace, LowerOptions(sites))
-    assert [site.path for site in lowered.sites] == list(sites)
+    lowered = lower(trace, LowerOptions(lora_at(sites)))
+    assert [site.path for site in lowered.slots.sites] == list(sites)
     assert ops(lowered.graph)["LoraAdd"] == 3
     names = [value.name for value in lowered.graph.graph.inputs]
     assert names[3:] == ["adapter_ids", *(f"{s}.lora_{half}" for s in sites for half in "AB")]
@@ -67,7 +68,8 @@ def test_fused_and_primitive_attention_agree(tiny_bundle: Path, tmp_path: Path, 
     for fused in (True, False):
         model = trace_of(tiny_bundle).clone()
         lower_attention(model, fused=fused)
-        lower_linears(model, ())
+        lower_linears(model, {}, None)
+        lower_residuals(model, None, None)
         assert (ops(model)["Attention"] > 0) == fused
         outputs.append(run(model, tmp_path / f"{fused}.onnx"))
     np.testing.assert_allclose(outputs[0][MASK == 1], outputs[1][MASK == 1], atol=2e-6)
@@ -76,7 +78,7 @@ def test_fused_and_primitive_attention_agree(tiny_bundle: Path, tmp_path: Path, 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_precision_reaches_weights_slots_and_not_the_outputs(tiny_bundle: Path, dtype: str) -> None:
     trace = trace_of(tiny_bundle)
-    graph = lower(trace, LowerOptions(slot_candidates(trace), dtype)).graph.graph
+    graph = lower(trace, LowerOptions(lora_at(slot_candidates(trace)), dtype=dtype)).graph.graph
     narrow = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}[dtype]
     floats = {v.dtype for v in graph.initializers.values()} - {ir.DataType.INT64}
     assert floats == {narrow}
@@ -95,18 +97,18 @@ def test_a_weight_that_overflows_is_refused(tiny_bundle: Path) -> None:
     array[0] = 1e6
     value.const_value = ir.Tensor(array, name=name)
     with pytest.raises(BuildError) as caught:
-        lower(trace, LowerOptions((), "fp16"))
+        lower(trace, LowerOptions(dtype="fp16"))
     assert caught.value.codes == {Code.OVERFLOW}
     assert [problem.subject for problem in caught.value.problems] == [name]
-    lower(trace, LowerOptions((), "bf16"))
+    lower(trace, LowerOptions(dtype="bf16"))
 
 
 def test_one_id_serves_the_whole_batch(tiny_bundle: Path, tmp_path: Path) -> None:
     trace = trace_of(tiny_bundle)
-    lowered = lower(trace, LowerOptions(slot_candidates(trace)))
+    lowered = lower(trace, LowerOptions(lora_at(slot_candidates(trace))))
     random = np.random.default_rng(0)
     banks = {}
-    for site in lowered.sites:
+    for site in lowered.slots.sites:
         banks[site.linear.lora_A.name] = random.normal(size=(3, site.in_features, 2)).astype(np.float32)
         banks[site.linear.lora_B.name] = random.normal(size=(3, 2, site.out_features)).astype(np.float32)
     each = run(lowered.graph, tmp_path / "a.onnx", adapter_ids=np.array([2, 2]), **banks)

@@ -12,7 +12,9 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import BertConfig, BertModel
 
-from adexport.slots.plan import Plan, in_block, make_plan, parse_targets
+from adexport.options import BuildOptions
+from adexport.slots.plan import Places, Plan, make_plan
+from adexport.slots.targets import in_block, parse_targets
 from adexport_runtime.errors import AdapterError, BuildError, Code
 from adexport_runtime.matching import matches
 
@@ -26,19 +28,21 @@ LAYERS = {
 
 
 def plan(targets: str | None = None, max_rank: int | None = None, **options: object) -> Plan:
-    return make_plan(LAYERS, parse_targets(targets), max_rank, **options)  # type: ignore[arg-type]
+    chosen = BuildOptions(targets=parse_targets(targets), max_rank=max_rank, **options)  # type: ignore[arg-type]
+    return make_plan(Places(LAYERS), chosen)
 
 
 def test_default_is_every_layer_of_the_blocks() -> None:
-    assert plan().sites == tuple(path for path in LAYERS if "layer" in path)
+    assert tuple(plan().sites) == tuple(path for path in LAYERS if "layer" in path)
+    assert set(plan().sites.values()) == {frozenset({"lora_A", "lora_B"})}
     assert plan().max_rank == 64
     assert plan("all-linear") == plan()
 
 
 def test_names_and_regexes() -> None:
-    assert plan("query").sites == tuple(path for path in LAYERS if path.endswith("query"))
-    assert plan("pooler.dense").sites == ("pooler.dense",)
-    assert plan(r".*layer\.1\..*(query|value)", 8).sites == (
+    assert tuple(plan("query").sites) == tuple(path for path in LAYERS if path.endswith("query"))
+    assert tuple(plan("pooler.dense").sites) == ("pooler.dense",)
+    assert tuple(plan(r".*layer\.1\..*(query|value)", 8).sites) == (
         "encoder.layer.1.attention.self.query",
         "encoder.layer.1.attention.self.value",
     )
@@ -52,11 +56,11 @@ def test_every_wrong_target_is_named() -> None:
 
 def test_layers_without_the_batch_first() -> None:
     layers = {**LAYERS, "encoder.layer.0.attention.self.query": False}
-    left = make_plan(layers, None, None)
+    left = make_plan(Places(layers), BuildOptions())
     assert left.left_out == ("encoder.layer.0.attention.self.query",)
     assert left.left_out[0] not in left.sites
     with pytest.raises(BuildError) as caught:
-        make_plan(layers, ["query"], None)
+        make_plan(Places(layers), BuildOptions(targets=["query"]))
     assert caught.value.codes == {Code.UNSUPPORTED}
 
 
@@ -64,7 +68,10 @@ def test_like_takes_sites_and_rank(make_lora: MakeLora) -> None:
     one = make_lora(r=3, target_modules=["query"], layers_to_transform=[1])
     two = make_lora(r=6, target_modules=["value"], layers_to_transform=[0])
     found = plan(like=(one, two))
-    assert found.sites == ("encoder.layer.0.attention.self.value", "encoder.layer.1.attention.self.query")
+    assert tuple(found.sites) == (
+        "encoder.layer.0.attention.self.value",
+        "encoder.layer.1.attention.self.query",
+    )
     assert found.max_rank == 6
     assert plan(like=(one,), max_rank=9).max_rank == 9
     with pytest.raises(BuildError) as caught:
@@ -84,7 +91,7 @@ def test_like_of_another_base(make_lora: MakeLora, tmp_path: Path) -> None:
 
 def test_like_of_a_refused_adapter(make_lora: MakeLora) -> None:
     with pytest.raises(AdapterError):
-        plan(like=(make_lora(use_dora=True),))
+        plan(like=(make_lora(bias="all"),))
 
 
 def test_blocks_are_numbered() -> None:

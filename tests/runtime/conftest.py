@@ -65,7 +65,7 @@ def bf16_bundle(tiny_bundle: Path, bundles: Path) -> Path:
 @pytest.fixture(scope="session")
 def plain_bundle(tiny_bundle: Path, bundles: Path) -> Path:
     """``tiny_bundle`` without slots. Shared, not to be changed."""
-    lower_again(tiny_bundle, bundles / "plain.bundle", options=BuildOptions(slots=False))
+    lower_again(tiny_bundle, bundles / "plain.bundle", options=BuildOptions(slots=()))
     return bundles / "plain.bundle"
 
 

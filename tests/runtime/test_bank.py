@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle as Names
 from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 
 from adexport_runtime import BankFullError, Code, UnknownAdapterError
-from adexport_runtime.bank import Bank, Lease
+from adexport_runtime.bank import Bank, Lease, Row
 from adexport_runtime.manifest import SlotInput
 
 SLOTS = (
@@ -167,7 +167,7 @@ class TestPaging:
         made = bank(rows=2)
 
         def load(name: str) -> Any:
-            return lambda: loads.append(name) or adapter(1)
+            return lambda: loads.append(name) or Row(adapter(1))
 
         for name in "abc":
             made.put_lazily(name, load(name))
@@ -261,7 +261,7 @@ class BankMachine(RuleBasedStateMachine):
     @rule(name=names, rank=ranks, sites=sites)
     def put_lazily(self, name: str, rank: int, sites: str) -> None:
         tensors = self.model[name] = self.next(rank, sites)
-        self.bank.put_lazily(name, lambda: tensors)
+        self.bank.put_lazily(name, lambda: Row(tensors))
 
     @rule(name=names)
     def drop(self, name: str) -> None:

@@ -77,7 +77,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         "metadata",
         [
-            {"format_version": "2"},
+            {"format_version": "3"},
             {"format_version": None},
             {"name": None},
             {"base_fingerprint": None},

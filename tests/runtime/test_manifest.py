@@ -102,7 +102,7 @@ ONE_WRONG = {
     "object for list": (put("inputs", value={}), "inputs"),
     "unknown dtype": (put("base", "dtype", value="fp8"), "base.dtype"),
     "unknown task": (put("base", "task", value="generation"), "base.task"),
-    "unknown slot": (put("slots", 0, value="bottleneck"), "slots.0"),
+    "unknown slot": (put("slots", 0, value="prefix"), "slots.0"),
     "quantized": (put("base", "quantization", value="int8"), "base.quantization"),
     "no fingerprint": (put("base", "fingerprint", value="sha256:" + "g" * 64), "base.fingerprint"),
     "short hash": (put("files", 0, "sha256", value="0" * 63), "files.0.sha256"),
@@ -139,12 +139,12 @@ def test_everything_wrong_is_named_at_once(data: Data) -> None:
     assert all(where in str(error) for _, where in wrong)
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, "1", None, True, [1], {}, 1.5])
+@pytest.mark.parametrize("version", [0, 3, 99, "1", None, True, [1], {}, 1.5])
 def test_version(data: Data, version: object) -> None:
     error = refused({**data, "format_version": version, "surprise": 1})
     assert error.codes == {Code.VERSION}  # and not what a reader of version 1 thinks of the rest
     assert error.problems[0].got == repr(version)
-    assert error.problems[0].expected == "1"
+    assert error.problems[0].expected == "1 or 2"
 
 
 def test_no_version(data: Data) -> None:

@@ -115,8 +115,8 @@ def test_trained_under_a_head_bound_to_the_bare_base(
     bare = make_lora("bare", seed=3)
     headed = make_lora("headed", model=tiny_classifier, auto=AutoModelForSequenceClassification, seed=3)
     assert any(".bert.encoder." in name for name in names_in(headed))
-    manifest = Bundle.open(tiny_bundle).manifest
-    one, other = (load_adapter("a", folder, manifest).tensors for folder in (bare, headed))
+    bundle = Bundle.open(tiny_bundle)
+    one, other = (load_adapter("a", folder, bundle).tensors for folder in (bare, headed))
     assert one.keys() == other.keys()
 
 
@@ -201,7 +201,7 @@ class TestRefused:
 
     def test_a_site_without_a_slot(self, narrow_bundle: Path, make_lora: MakeLora) -> None:
         with pytest.raises(AdapterError) as caught:
-            load_adapter("a", make_lora(r=2), Bundle.open(narrow_bundle).manifest)
+            load_adapter("a", make_lora(r=2), Bundle.open(narrow_bundle))
         assert subjects(caught.value, Code.UNKNOWN_SITE) == {VALUE.format(0), VALUE.format(1)}
         assert "--targets" in str(caught.value)
 
@@ -255,7 +255,7 @@ class TestRefused:
     def test_overflow_of_the_bundles_precision(self, fp16_bundle: Path, make_lora: MakeLora) -> None:
         folder = make_lora(lora_alpha=4e6, std=1.0)
         with pytest.raises(AdapterError) as caught:
-            load_adapter("a", folder, Bundle.open(fp16_bundle).manifest)
+            load_adapter("a", folder, Bundle.open(fp16_bundle))
         expected = {PREFIX + f.format(n) + ".lora_B.weight" for f in (QUERY, VALUE) for n in (0, 1)}
         assert subjects(caught.value, Code.OVERFLOW) == expected
         assert "65504" in str(caught.value)
@@ -332,7 +332,7 @@ class TestRefused:
         self, make_lora: MakeLora, tiny_bundle: Path, settings: dict[str, Any], key: str
     ) -> None:
         with pytest.raises(AdapterError) as caught:
-            load_adapter("a", make_lora(**settings), Bundle.open(tiny_bundle).manifest)
+            load_adapter("a", make_lora(**settings), Bundle.open(tiny_bundle))
         assert subjects(caught.value, Code.UNSUPPORTED) == {key}
 
     @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ class TestRefused:
 
     def test_unknown_keys_that_say_nothing(self, make_lora: MakeLora, tiny_bundle: Path) -> None:
         folder = edit_config(make_lora(), a_key_of_tomorrow=None, another={}, third=False)
-        load_adapter("a", folder, Bundle.open(tiny_bundle).manifest)
+        load_adapter("a", folder, Bundle.open(tiny_bundle))
 
     @pytest.mark.parametrize(
         ("config", "culprit"),
@@ -371,7 +371,7 @@ class TestRefused:
         self, make_lora: MakeLora, tiny_bundle: Path, config: dict[str, Any], culprit: str
     ) -> None:
         with pytest.raises(AdapterError) as caught:
-            load_adapter("a", edit_config(make_lora(), **config), Bundle.open(tiny_bundle).manifest)
+            load_adapter("a", edit_config(make_lora(), **config), Bundle.open(tiny_bundle))
         assert culprit in subjects(caught.value, Code.BAD_CONFIG)
 
     def test_a_head_saved_with_the_adapter(
@@ -381,7 +381,7 @@ class TestRefused:
             model=tiny_classifier, auto=AutoModelForSequenceClassification, task_type="SEQ_CLS"
         )
         with pytest.raises(AdapterError) as caught:
-            load_adapter("a", folder, Bundle.open(classifier_bundle).manifest)
+            load_adapter("a", folder, Bundle.open(classifier_bundle))
         assert subjects(caught.value, Code.UNKNOWN_TENSOR) == {
             PREFIX + "classifier.weight",
             PREFIX + "classifier.bias",
@@ -402,7 +402,7 @@ class TestRefused:
     ) -> None:
         get_peft_model(AutoModel.from_pretrained(tiny_bert), config).save_pretrained(str(tmp_path / "x"))
         with pytest.raises(AdapterError) as caught:
-            load_adapter("a", tmp_path / "x", Bundle.open(tiny_bundle).manifest)
+            load_adapter("a", tmp_path / "x", Bundle.open(tiny_bundle))
         assert subjects(caught.value, Code.UNSUPPORTED) == {"peft_type"}
         assert config.peft_type.value in str(caught.value)
 

@@ -8,15 +8,45 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Architecture
+from .albert import Albert
+from .base import CLASSIFICATION, Architecture, BottleneckRule, has_pooler, is_bare
+from .bert import Bert, DebertaV2, Electra
+from .decoder import GPT2, Decoder, Gemma
+from .distilbert import DistilBert
+from .modernbert import ModernBert
 from .roberta import Roberta
+from .t5 import T5Encoder
+from .vit import ViT
 
-__all__ = ["Architecture", "architecture_of"]
+__all__ = [
+    "CLASSIFICATION",
+    "Architecture",
+    "BottleneckRule",
+    "architecture_of",
+    "has_pooler",
+    "is_bare",
+]
 
 _FAMILIES: dict[str, type[Architecture]] = {
-    "roberta": Roberta,
-    "xlm-roberta": Roberta,
+    "albert": Albert,
+    "bert": Bert,
     "camembert": Roberta,
+    "deberta-v2": DebertaV2,
+    "distilbert": DistilBert,
+    "electra": Electra,
+    "gemma2": Gemma,
+    "gemma3_text": Gemma,
+    "gpt2": GPT2,
+    "llama": Decoder,
+    "mistral": Decoder,
+    "modernbert": ModernBert,
+    "phi3": Decoder,
+    "qwen2": Decoder,
+    "qwen3": Decoder,
+    "roberta": Roberta,
+    "t5": T5Encoder,
+    "vit": ViT,
+    "xlm-roberta": Roberta,
 }
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from .base import Architecture
+from .bert import BLOCKS
 
 
 class Roberta(Architecture):
     """Position ids count from ``pad_token_id + 1``, so that many of them are no positions."""
+
+    bottlenecks = BLOCKS
+    head = ("classifier.dense", "tanh", "classifier.out_proj")
 
     @property
     def max_positions(self) -> int | None:

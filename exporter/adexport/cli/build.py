@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
 from adexport_runtime.bundle import MANIFEST_FILE
-from adexport_runtime.manifest import Task
+from adexport_runtime.manifest import Manifest, Task
+from adexport_runtime.slots import Activation
 
 from ..options import DEFAULT_OPSET, TOLERANCE, BuildOptions
-from ..slots.plan import parse_targets
+from ..slots.kinds import ACTIVATIONS, DEFAULT_FORMS, FORMS
+from ..slots.targets import parse_targets
 from .console import json_option, need, out, print_json, quiet_transformers, refusals, size, steps
 
 if TYPE_CHECKING:
@@ -36,7 +38,21 @@ _TASKS = ("auto", *get_args(Task))
     help="Take sites and the largest rank from a real adapter. Repeatable.",
 )
 @click.option("--max-rank", type=click.IntRange(min=1), help="Largest rank to accept. Default: 64")
-@click.option("--slots", type=click.Choice(["lora", "none"]), help="Default: lora. none: the plain base.")
+@click.option("--max-width", type=click.IntRange(min=1), help="Widest bottleneck to accept. Default: 64")
+@click.option(
+    "--slots",
+    help="What adapters may bring, with commas: lora, bias, scale (for every linear adapter), bottleneck, "
+    "head; or none: the plain base. Default: lora, or what --like needs.",
+)
+@click.option(
+    "--bottlenecks",
+    help=f"Forms of bottlenecks to take, with commas: {', '.join(FORMS)}. "
+    f"Default: {','.join(DEFAULT_FORMS)}, or those of --like.",
+)
+@click.option(
+    "--activations",
+    help=f"What may stand between the layers of bottlenecks and heads: {', '.join(ACTIVATIONS)}.",
+)
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32")
 @click.option("--opset", type=int, help=f"ONNX opset of the graphs. Default: {DEFAULT_OPSET}")
 @click.option("--tolerance", type=float, help="Largest relative difference from torch. Default: 1e-5")
@@ -50,7 +66,10 @@ def build(
     targets: str | None,
     like: tuple[Path, ...],
     max_rank: int | None,
+    max_width: int | None,
     slots: str | None,
+    bottlenecks: str | None,
+    activations: str | None,
     dtype: str | None,
     opset: int | None,
     tolerance: float | None,
@@ -68,7 +87,10 @@ def build(
         targets=parse_targets(targets),
         like=like,
         max_rank=max_rank,
-        slots=None if slots is None else slots == "lora",
+        max_width=max_width,
+        slots=() if slots == "none" else _names(slots),
+        bottlenecks=_names(bottlenecks),
+        activations=cast("tuple[Activation, ...] | None", _names(activations)),
         dtype=dtype,
         tolerance=TOLERANCE["fp32"] if tolerance is None else tolerance,
     )
@@ -100,12 +122,20 @@ def build(
         _show(result)
 
 
+def _names(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def _summary(result: BuildResult) -> dict[str, object]:
     manifest = result.bundle.manifest
     return {
         "bundle": str(result.bundle.root),
         "base": manifest.base.model_dump(),
+        "slots": list(manifest.slots),
         "sites": len(manifest.sites),
+        "bottleneck_sites": len(manifest.bottlenecks.sites) if manifest.bottlenecks else 0,
         "max_rank": manifest.limits.max_rank,
         "bytes": sum(entry.bytes for entry in manifest.files),
         "differences": dict(result.differences),
@@ -113,11 +143,26 @@ def _summary(result: BuildResult) -> dict[str, object]:
     }
 
 
+def _slots(manifest: Manifest) -> list[str]:
+    lines = []
+    if manifest.sites:
+        kinds = ", ".join(kind for kind in manifest.slots if kind not in ("bottleneck", "head"))
+        lines.append(
+            f"{kinds} at {len(manifest.sites)} linear layers, rank up to {manifest.limits.max_rank}"
+        )
+    if manifest.bottlenecks:
+        number = len(manifest.bottlenecks.sites)
+        lines.append(f"bottleneck at {number} places, width up to {manifest.limits.max_width}")
+    if manifest.head:
+        lines.append(f"head on {' or '.join(manifest.head.inputs)}")
+    return lines
+
+
 def _show(result: BuildResult) -> None:
     manifest = result.bundle.manifest
     out.print(f"{result.bundle.root}: {manifest.base.architecture}, {manifest.base.dtype}")
-    slots = f"{len(manifest.sites)} sites, rank up to {manifest.limits.max_rank}"
-    out.print(f"  slots      {slots if manifest.sites else 'none'}")
+    for line in _slots(manifest) or ["none"]:
+        out.print(f"  slots      {line}")
     out.print(f"  size       {size(sum(entry.bytes for entry in manifest.files))}")
     for kind in ("torch", manifest.base.dtype):
         worst = max(value for name, value in result.differences.items() if name.startswith(f"{kind} "))

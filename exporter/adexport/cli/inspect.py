@@ -100,7 +100,7 @@ def _foreign(path: Path) -> dict[str, Any]:
         "base": adapter.base_name,
         "rank": max(ranks.values(), default=0),
         "sites": ranks,
-        "bytes": sum(4 * w.lora_A.size + 4 * w.lora_B.size for w in adapter.linears.values()),
+        "bytes": path.stat().st_size,
         "problems": [_problem(problem) for problem in adapter.problems],
     }
 

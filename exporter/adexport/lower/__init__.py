@@ -11,29 +11,44 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from adexport_runtime.manifest import Site
-
 from . import onnxruntime
-from .linear import ADAPTER_IDS, linear_layers, slot_candidates
-from .options import LowerOptions
+from .bottleneck import bottleneck_features, bottleneck_places
+from .head import has_head
+from .linear import layer_features, linear_layers, slot_candidates
+from .options import BottleneckOptions, HeadOptions, LowerOptions, lora_at
+from .slotted import ADAPTER_IDS, Slotted
 
-__all__ = ["ADAPTER_IDS", "LowerOptions", "Lowered", "linear_layers", "lower", "slot_candidates"]
+__all__ = [
+    "ADAPTER_IDS",
+    "BottleneckOptions",
+    "HeadOptions",
+    "LowerOptions",
+    "Lowered",
+    "Slotted",
+    "bottleneck_features",
+    "bottleneck_places",
+    "has_head",
+    "layer_features",
+    "linear_layers",
+    "lora_at",
+    "lower",
+    "slot_candidates",
+]
 
-_TARGETS: dict[str, Callable[[ir.Model, LowerOptions], tuple[Site, ...]]] = {
+_TARGETS: dict[str, Callable[[ir.Model, LowerOptions], Slotted]] = {
     "onnxruntime": onnxruntime.lower,
 }
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph ready for its target, and the sites with the slot inputs that it got."""
+    """A graph ready for its target, and the slots that it got."""
 
     graph: ir.Model
-    sites: tuple[Site, ...]
+    slots: Slotted
 
 
 def lower(trace: ir.Model, options: LowerOptions, target: str = "onnxruntime") -> Lowered:
     """Lower a copy of ``trace``; the trace itself is left as it is."""
     graph = trace.clone()
-    sites = _TARGETS[target](graph, options)
-    return Lowered(graph, sites)
+    return Lowered(graph, _TARGETS[target](graph, options))

@@ -1,4 +1,4 @@
-"""Linear layers and their slots: ``adexport::Linear`` to MatMul, Add and a local function.
+"""Linear layers and their slots: ``adexport::Linear`` to MatMul, Add and local functions.
 
 Requires opaque ``Linear`` ops; leaves none. Ensures that every planned site has its slot inputs,
 and that a layer without a slot is exactly the frozen layer.
@@ -6,71 +6,98 @@ and that a layer without a slot is exactly the frozen layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from adexport_runtime.manifest import LinearSlot, Site, SlotInput
+from adexport_runtime.slots import LinearSlot, Site, SlotInput
 
-from ..ops import DOMAIN, LINEAR, LORA_ADD, VERSION
+from ..ops import LINEAR, LORA_ADD, ROW_ADD, ROW_SCALE
 from .graph import Emitter, add_input, constant, opaque
+from .rows import call
 
-ADAPTER_IDS = "adapter_ids"
 BATCH = "batch"
 
 
-def lower_linears(model: ir.Model, sites: Collection[str]) -> tuple[Site, ...]:
-    """Lower all linear layers; those in ``sites`` get a LoRA slot.
+def lower_linears(
+    model: ir.Model, sites: Mapping[str, Collection[str]], ids: ir.Value | None
+) -> tuple[Site, ...]:
+    """Lower all linear layers; those in ``sites`` get a slot with the factors named there.
 
     Every site must be one of :func:`slot_candidates`. Returns the sites with their slot inputs,
     in graph order. A layer that the graph runs several times (shared layers) is one site with
-    one pair of slot inputs.
+    one set of slot inputs.
     """
     graph = model.graph
-    wanted = frozenset(sites)
     made: dict[str, Site] = {}
     inputs: dict[str, ir.Value] = {}
-    ids = add_input(graph, ADAPTER_IDS, ("ids",), ir.DataType.INT64) if wanted else None
     for node in opaque(graph, LINEAR):
         emit = Emitter(graph, node)
         x, weight, bias = (*node.inputs, None)[:3]
         assert x is not None
         assert weight is not None
-        site = _site(node, weight)
+        path = node.attributes["site"].as_string()
+        if path in sites and path not in made:
+            made[path] = _site(node, weight, bias, sites[path])
+            for factor in made[path].linear.factors.values():
+                inputs[factor.name] = add_input(graph, factor.name, factor.shape, ir.DataType.FLOAT)
+        factors = made[path].linear.factors if path in made else {}
+        slot = _Slot(model, emit, {name: inputs[f.name] for name, f in factors.items()}, ids)
+        shape, x = slot.by_row(x)
         matrix = (
             weight if node.attributes["transposed"].as_int() else emit("Transpose", weight, perm=[1, 0])
         )
-        y = emit("MatMul", x, matrix)
+        y = emit("MatMul", slot.scaled("scale_in", x), matrix)
         if bias is not None:
             y = emit("Add", y, bias)
-        if site.path in wanted:
-            if site.path not in made:
-                made[site.path] = site
-                for factor in (site.linear.lora_A, site.linear.lora_B):
-                    inputs[factor.name] = add_input(graph, factor.name, factor.shape, ir.DataType.FLOAT)
-            a, b = inputs[site.linear.lora_A.name], inputs[site.linear.lora_B.name]
-            y = _add_slot(graph, emit, y, x, a, b, ids)
-        emit.replace(y)
-    if made:
-        function = _lora_add(graph.opset_imports[""])
-        model.functions[function.identifier()] = function
-        model.opset_imports[DOMAIN] = VERSION
+        y = slot.finished(y, x)
+        emit.replace(y if shape is None else emit("Reshape", y, slot.like(shape, y)))
     return tuple(made.values())
 
 
-def _add_slot(graph: ir.Graph, emit: Emitter, y: ir.Value, x: ir.Value, *bank: ir.Value | None) -> ir.Value:
-    """The slot behind ``y``; it works on ``[batch, tokens, features]``, so other ranks are bent."""
-    assert x.shape is not None
-    if len(x.shape) == 3:
-        return emit(LORA_ADD, y, x, *bank, domain=DOMAIN)
-    tokens = constant(graph, "adexport.by_row", np.array([0, -1], np.int64))
+@dataclass
+class _Slot:
+    """Emits the factors that a slot has; without any it emits nothing."""
 
-    def by_row(value: ir.Value) -> ir.Value:
-        return emit("Reshape", value, emit("Concat", tokens, emit("Shape", value, start=-1), axis=0))
+    model: ir.Model
+    emit: Emitter
+    factors: Mapping[str, ir.Value]
+    ids: ir.Value | None
 
-    slotted = emit(LORA_ADD, by_row(y), by_row(x), *bank, domain=DOMAIN)
-    return emit("Reshape", slotted, emit("Shape", y))
+    def by_row(self, x: ir.Value) -> tuple[ir.Value | None, ir.Value]:
+        """``x`` as ``[batch, tokens, features]``, and its shape if that is another."""
+        assert x.shape is not None
+        if not self.factors or len(x.shape) == 3:
+            return None, x
+        kept = constant(self.model.graph, "adexport.by_row", np.array([0, -1], np.int64))
+        wanted = self.emit("Concat", kept, self.emit("Shape", x, start=-1), axis=0)
+        return self.emit("Shape", x), self.emit("Reshape", x, wanted)
+
+    def like(self, shape: ir.Value, y: ir.Value) -> ir.Value:
+        """The shape of the layer's input, with the layer's output size at its end."""
+        first, last = (
+            constant(self.model.graph, f"adexport.{name}", np.array([at], np.int64))
+            for name, at in (("zero_1", 0), ("minus_1", -1))
+        )
+        leading = self.emit("Slice", shape, first, last)
+        return self.emit("Concat", leading, self.emit("Shape", y, start=-1), axis=0)
+
+    def scaled(self, factor: str, x: ir.Value) -> ir.Value:
+        if factor not in self.factors:
+            return x
+        return call(self.model, self.emit, ROW_SCALE, x, self.factors[factor], self.ids)
+
+    def finished(self, y: ir.Value, x: ir.Value) -> ir.Value:
+        """``scale_out * (y + (x lora_A) lora_B) + bias``."""
+        if "lora_A" in self.factors:
+            halves = (self.factors["lora_A"], self.factors["lora_B"])
+            y = call(self.model, self.emit, LORA_ADD, y, x, *halves, self.ids)
+        y = self.scaled("scale_out", y)
+        if "bias" in self.factors:
+            y = call(self.model, self.emit, ROW_ADD, y, self.factors["bias"], self.ids)
+        return y
 
 
 def linear_layers(model: ir.Model) -> dict[str, bool]:
@@ -89,44 +116,39 @@ def linear_layers(model: ir.Model) -> dict[str, bool]:
     return layers
 
 
+def layer_features(model: ir.Model) -> dict[str, tuple[int, int]]:
+    """The layers of a trace that can be sites, with their ``(in, out)``."""
+    features = {}
+    for node in opaque(model.graph, LINEAR):
+        attributes = node.attributes
+        sizes = (attributes["in_features"].as_int(), attributes["out_features"].as_int())
+        features[attributes["site"].as_string()] = sizes
+    return {path: features[path] for path in slot_candidates(model)}
+
+
 def slot_candidates(model: ir.Model) -> tuple[str, ...]:
     """The linear layers of a trace that can be sites."""
     return tuple(path for path, fit in linear_layers(model).items() if fit)
 
 
-def _site(node: ir.Node, weight: ir.Value) -> Site:
+def _site(node: ir.Node, weight: ir.Value, bias: ir.Value | None, factors: Collection[str]) -> Site:
     attributes = node.attributes
     path = attributes["site"].as_string()
     into, out = attributes["in_features"].as_int(), attributes["out_features"].as_int()
     rank = f"{path}.rank"  # a symbol for each site: sites may differ in rank
+    possible = {
+        "lora_A": SlotInput(name=f"{path}.lora_A", shape=("rows", into, rank)),
+        "lora_B": SlotInput(name=f"{path}.lora_B", shape=("rows", rank, out)),
+        "bias": SlotInput(name=f"{path}.adapter_bias", shape=("rows", out)),
+        "scale_in": SlotInput(name=f"{path}.scale_in", shape=("rows", into), identity="ones"),
+        "scale_out": SlotInput(name=f"{path}.scale_out", shape=("rows", out), identity="ones"),
+    }
     assert weight.name is not None
     return Site(
         path=path,
         weight=weight.name,
+        bias=None if bias is None else bias.name,
         in_features=into,
         out_features=out,
-        linear=LinearSlot(
-            lora_A=SlotInput(name=f"{path}.lora_A", shape=("rows", into, rank)),
-            lora_B=SlotInput(name=f"{path}.lora_B", shape=("rows", rank, out)),
-        ),
+        linear=LinearSlot(**{name: slot for name, slot in possible.items() if name in factors}),
     )
-
-
-def _lora_add(opset: int) -> ir.Function:
-    """``LoraAdd(y, x, A, B, ids) = y + (x A[ids]) B[ids]`` (arXiv:2106.09685, the scaling in B).
-
-    Gather picks the rows: a mask would let one tenant's NaN into another's rows.
-    """
-    y, x, a, b, ids = (ir.Value(name=name) for name in ("y", "x", "A", "B", "ids"))
-    gathered_a = ir.node("Gather", [a, ids], attributes={"axis": 0})
-    gathered_b = ir.node("Gather", [b, ids], attributes={"axis": 0})
-    down = ir.node("MatMul", [x, gathered_a.outputs[0]])
-    up = ir.node("MatMul", [down.outputs[0], gathered_b.outputs[0]])
-    total = ir.node("Add", [y, up.outputs[0]])
-    graph = ir.Graph(
-        [y, x, a, b, ids],
-        total.outputs,
-        nodes=[gathered_a, gathered_b, down, up, total],
-        opset_imports={"": opset},
-    )
-    return ir.Function(DOMAIN, LORA_ADD, "", graph=graph, attributes=[])

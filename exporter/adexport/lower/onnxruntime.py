@@ -8,20 +8,28 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 
-from adexport_runtime.manifest import Site
-
 from .attention import FUSED_SINCE_OPSET, lower_attention
+from .bottleneck import lower_residuals
+from .graph import add_input
+from .head import lower_head
 from .linear import lower_linears
 from .options import LowerOptions
 from .precision import lower_precision
+from .slotted import ADAPTER_IDS, Slotted
 
 
-def lower(graph: ir.Model, options: LowerOptions) -> tuple[Site, ...]:
-    """Lower in place; returns the sites."""
+def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
+    """Lower in place; returns the slots with their inputs."""
     lower_attention(graph, fused=graph.graph.opset_imports[""] >= FUSED_SINCE_OPSET)
-    sites = lower_linears(graph, options.sites)
+    slotted = options.sites or options.bottlenecks is not None or options.head is not None
+    ids = add_input(graph.graph, ADAPTER_IDS, ("ids",), ir.DataType.INT64) if slotted else None
+    slots = Slotted(
+        sites=lower_linears(graph, options.sites, ids),
+        bottlenecks=lower_residuals(graph, options.bottlenecks, ids),
+        head=lower_head(graph, options.head, ids),
+    )
     lower_precision(graph, options.dtype)
     RemoveUnusedNodesPass()(graph)
     RemoveUnusedOpsetsPass()(graph)
     graph.graph.name = "onnxruntime"
-    return sites
+    return slots

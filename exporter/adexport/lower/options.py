@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from adexport_runtime.slots import Activation, BottleneckForm
+
+from ..slots.kinds import LORA
+
+
+@dataclass(frozen=True)
+class BottleneckOptions:
+    """The forms and activations that bottleneck slots take, and their sites (None: all)."""
+
+    forms: tuple[BottleneckForm, ...]
+    activations: tuple[Activation, ...]
+    sites: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """The activations between the layers of heads."""
+
+    activations: tuple[Activation, ...]
 
 
 @dataclass(frozen=True)
 class LowerOptions:
-    """The sites that get slots (none: the plain base) and the precision."""
+    """The slots (none: the plain base) and the precision.
 
-    sites: tuple[str, ...] = ()
+    ``sites`` are linear layers by path, each with the factors that its slot has.
+    """
+
+    sites: Mapping[str, Collection[str]] = field(default_factory=dict)
+    bottlenecks: BottleneckOptions | None = None
+    head: HeadOptions | None = None
     dtype: str = "fp32"
+
+
+def lora_at(paths: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Sites with LoRA factors only."""
+    return dict.fromkeys(paths, LORA)

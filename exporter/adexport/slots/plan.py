@@ -1,168 +1,233 @@
-"""Which linear layers become sites: the targets of a build, as PEFT takes them."""
+"""Which slots a bundle gets, and where: from what was asked for, or from real adapters."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from adexport_runtime.adapters import read_adapter
+import onnx_ir as ir
+
+from adexport_runtime.adapters import NeutralAdapter, read_adapter
 from adexport_runtime.errors import AdapterError, BuildError, Code, Problem
-from adexport_runtime.matching import Targets, matches
+from adexport_runtime.slots import BottleneckForm, Location
+
+from ..lower import BottleneckOptions, HeadOptions, LowerOptions, bottleneck_places, has_head, linear_layers
+from ..options import BuildOptions
+from .kinds import (
+    ACTIVATIONS,
+    DEFAULT_ACTIVATIONS,
+    DEFAULT_FORMS,
+    DEFAULT_MAX_WIDTH,
+    DEFAULT_SLOTS,
+    FORMS,
+    HEAD_ACTIVATIONS,
+    KINDS,
+    check_kinds,
+    kinds_of,
+    linear_factors,
+    with_neutral,
+)
+from .targets import chosen_layers, layers_like
 
 DEFAULT_MAX_RANK = 64
-ALL_LINEAR = "all-linear"
-_REGEX = re.compile(r"[\\*+?()\[\]{}|^$]")
+_HEADLINE = "no slots can be made"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where slots can be in a traced model.
+
+    ``layers`` are all linear layers by path, and whether each can be a site; ``ends`` the layers
+    behind which a bottleneck can go, with their block and location; ``prefix`` is the base's, which an
+    adapter's paths may have or lack.
+    """
+
+    layers: Mapping[str, bool]
+    ends: Mapping[str, tuple[int, Location]] = field(default_factory=dict)
+    head: bool = False
+    model_type: str = ""
+    prefix: str = ""
+
+    @classmethod
+    def of(cls, trace: ir.Model, model_type: str, prefix: str) -> Places:
+        """The places of a trace."""
+        return cls(linear_layers(trace), bottleneck_places(trace), has_head(trace), model_type, prefix)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The sites of a bundle, in the order of the graph, and the largest rank they take.
+    """The slots of a bundle, and the largest rank and width that they take.
 
-    ``left_out`` are layers of the blocks that cannot be sites.
+    ``sites`` are in the order of the graph, each with its factors. ``left_out`` are layers of the blocks
+    that cannot be sites.
     """
 
-    sites: tuple[str, ...]
-    max_rank: int
+    sites: Mapping[str, frozenset[str]]
+    max_rank: int = DEFAULT_MAX_RANK
+    bottlenecks: BottleneckOptions | None = None
+    max_width: int = DEFAULT_MAX_WIDTH
+    head: HeadOptions | None = None
     left_out: tuple[str, ...] = ()
 
+    def lowering(self, dtype: str) -> LowerOptions:
+        """What a lowering is told."""
+        return LowerOptions(self.sites, self.bottlenecks, self.head, dtype)
 
-def parse_targets(text: str | None) -> Targets | None:
-    """``--targets`` as PEFT's ``target_modules``: names with commas, or one regex."""
-    if text is None or text == ALL_LINEAR:
-        return None
-    if _REGEX.search(text):
-        return text
-    return [name.strip() for name in text.split(",") if name.strip()]
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The kinds of slots."""
+        kinds = kinds_of(frozenset().union(*self.sites.values()))
+        more = (("bottleneck", self.bottlenecks), ("head", self.head))
+        return (*kinds, *(kind for kind, there in more if there is not None))
 
 
-def make_plan(
-    layers: Mapping[str, bool],
-    targets: Targets | None,
-    max_rank: int | None,
-    like: Iterable[Path] = (),
-    prefix: str = "",
-) -> Plan:
-    """Choose the sites among a model's linear layers.
-
-    Args:
-        layers: all linear layers by path, and whether each can be a site.
-        targets: names or a regex as PEFT takes them; None means every linear layer of the blocks.
-        max_rank: the largest rank; None takes that of ``like``, or 64.
-        like: adapters whose modules become the sites.
-        prefix: the base's prefix, which an adapter's paths may have or lack.
+def make_plan(places: Places, options: BuildOptions) -> Plan:
+    """Choose the slots of a bundle.
 
     Raises:
-        BuildError: a target is no module of the model, or cannot be a site.
-        AdapterError: an adapter cannot be read.
+        BuildError: a target is no layer of the model, or a slot cannot be where it is asked for.
+        AdapterError: an adapter in ``like`` cannot be read.
     """
-    modules = list(layers)
-    if max_rank is not None and max_rank < 1:
-        raise BuildError(
-            "no slots can be made",
-            Problem(Code.BAD_INPUT, "--max-rank", got=str(max_rank), expected="at least 1"),
-        )
-    ranks = _ranks_of(like)
-    if ranks and targets is None:
-        chosen = _sites_like(modules, ranks, prefix)
-    elif targets is None:
-        chosen = [module for module in modules if in_block(module)]
+    for name, size in (("--max-rank", options.max_rank), ("--max-width", options.max_width)):
+        if size is not None and size < 1:
+            raise BuildError(_HEADLINE, Problem(Code.BAD_INPUT, name, got=str(size), expected="at least 1"))
+    check_kinds("--slots", options.slots or (), KINDS)
+    check_kinds("--bottlenecks", options.bottlenecks or (), FORMS)
+    check_kinds("--activations", options.activations or (), ACTIVATIONS)
+    like = _read(options)
+    asked = options.slots if options.slots is not None else (() if like else DEFAULT_SLOTS)
+    sites, left_out = _linears(places, options, asked, like)
+    widths = [weights.width for adapter in like for weights in adapter.bottlenecks.values()]
+    ranks = [update.rank for adapter in like for update in adapter.linears.values()]
+    return Plan(
+        sites=sites,
+        max_rank=_limit("--max-rank", "rank", options.max_rank, ranks, DEFAULT_MAX_RANK),
+        bottlenecks=_bottlenecks(places, options, asked, like),
+        max_width=_limit("--max-width", "width", options.max_width, widths, DEFAULT_MAX_WIDTH),
+        head=_head(places, options, asked, like),
+        left_out=left_out,
+    )
+
+
+def _read(options: BuildOptions) -> list[NeutralAdapter]:
+    adapters = []
+    for path in options.like:
+        adapter = read_adapter(path)
+        if adapter.problems:
+            raise AdapterError(f"{path} cannot serve for --like", adapter.problems)
+        adapters.append(adapter)
+    return adapters
+
+
+def _linears(
+    places: Places, options: BuildOptions, asked: Iterable[str], like: list[NeutralAdapter]
+) -> tuple[dict[str, frozenset[str]], tuple[str, ...]]:
+    factors = linear_factors(asked)
+    named = options.targets is not None or bool(like)
+    if like and options.targets is None:
+        needed = layers_like(list(places.layers), [adapter.linears for adapter in like], places.prefix)
+        wanted = {path: kinds | factors for path, kinds in needed.items()}
+    elif factors:
+        wanted = dict.fromkeys(chosen_layers(list(places.layers), options.targets), factors)
     else:
-        chosen = [module for module in modules if matches(targets, module)]
-        _check_targets(targets, modules)
-    if not chosen:
+        return {}, ()
+    left_out = tuple(path for path in wanted if not places.layers[path])
+    if left_out and named:
         raise BuildError(
-            "no slots can be made",
-            Problem(
-                Code.UNKNOWN_SITE,
-                "the model",
-                got=f"{len(modules)} linear layers, none of them in a numbered block",
-                mend="name them with --targets",
-            ),
-        )
-    left_out = tuple(module for module in chosen if not layers[module])
-    if left_out and (ranks or targets is not None):
-        raise BuildError(
-            "no slots can be made",
+            _HEADLINE,
             [
                 Problem(
                     Code.UNSUPPORTED,
-                    module,
+                    path,
                     got="an input without the batch first",
                     expected="rows that belong to one tenant each",
                     cause="the model mixes the rows of a batch before this layer",
                     mend="leave it out of --targets",
                 )
-                for module in left_out
+                for path in left_out
             ],
         )
-    widest = max(ranks.values(), default=DEFAULT_MAX_RANK)
-    if max_rank is not None and ranks and max_rank < widest:
+    return {path: kinds for path, kinds in wanted.items() if places.layers[path]}, left_out
+
+
+def _limit(option: str, what: str, asked: int | None, found: list[int], default: int) -> int:
+    widest = max(found, default=default) or default
+    if asked is not None and found and asked < widest:
         raise BuildError(
-            "no slots can be made",
+            _HEADLINE,
             Problem(
                 Code.RANK_ABOVE_MAX,
                 "--like",
-                got=f"rank {widest}",
-                expected=f"at most --max-rank {max_rank}",
-                mend=f"give --max-rank {widest}",
+                got=f"{what} {widest}",
+                expected=f"at most {option} {asked}",
+                mend=f"give {option} {widest}",
             ),
         )
-    sites = tuple(module for module in chosen if layers[module])
-    return Plan(sites, max_rank or widest, left_out)
+    return asked or widest
 
 
-def in_block(module: str) -> bool:
-    """Whether a layer lies in one of the model's repeated blocks (a numbered segment above it)."""
-    return re.search(r"\.\d+\.", f".{module}.") is not None
-
-
-def _ranks_of(like: Iterable[Path]) -> dict[str, int]:
-    """The rank of every module that the adapters touch, the largest where they differ."""
-    ranks: dict[str, int] = {}
-    for path in like:
-        adapter = read_adapter(path)
-        if adapter.problems:
-            raise AdapterError(f"{path} cannot serve for --like", adapter.problems)
-        for module, weights in adapter.linears.items():
-            ranks[module] = max(weights.rank, ranks.get(module, 0))
-    return ranks
-
-
-def _sites_like(modules: list[str], ranks: Mapping[str, int], prefix: str) -> list[str]:
-    dotted = f"{prefix}." if prefix else ""
-    wanted = {module: {module, dotted + module, module.removeprefix(dotted)} for module in ranks}
-    unknown = [module for module, names in wanted.items() if names.isdisjoint(modules)]
-    if unknown:
+def _bottlenecks(
+    places: Places, options: BuildOptions, asked: Iterable[str], like: list[NeutralAdapter]
+) -> BottleneckOptions | None:
+    styles = [adapter.style for adapter in like if adapter.style is not None]
+    if "bottleneck" not in asked and not styles:
+        return None
+    if not places.ends:
         raise BuildError(
-            "no slots can be made",
-            [
-                Problem(
-                    Code.UNKNOWN_SITE,
-                    module,
-                    got="a module that the model does not have",
-                    cause="--like names an adapter of another base",
-                )
-                for module in unknown
-            ],
+            _HEADLINE,
+            Problem(
+                Code.UNSUPPORTED,
+                "--slots bottleneck",
+                got=f"a model of type {places.model_type}",
+                expected="a family whose blocks are known to add a sub-block's output to its input",
+                cause="no rule for this family, or a block of another shape",
+                mend="add a BottleneckRule to the family's file in adexport/architectures",
+            ),
         )
-    named = set().union(*wanted.values())
-    return [module for module in modules if module in named]
+    forms: list[BottleneckForm] = [style.form for style in styles]
+    activations = [style.activation for style in styles]
+    if options.bottlenecks or not styles:
+        forms += [FORMS[name] for name in options.bottlenecks or DEFAULT_FORMS]
+    if options.activations or not styles:
+        activations += options.activations or DEFAULT_ACTIVATIONS
+    sites = None
+    if like and "bottleneck" not in asked:
+        there = {key for adapter in like for key in adapter.bottlenecks}
+        strange = there - set(places.ends.values())
+        if strange:
+            raise BuildError(
+                _HEADLINE,
+                [
+                    Problem(
+                        Code.UNKNOWN_SITE,
+                        f"layer {layer}, {location}",
+                        got="a bottleneck where the model has no place for one",
+                        cause="--like names an adapter of another base",
+                    )
+                    for layer, location in sorted(strange)
+                ],
+            )
+        sites = tuple(path for path, place in places.ends.items() if place in there)
+    return BottleneckOptions(with_neutral(forms), tuple(dict.fromkeys(activations)), sites)
 
 
-def _check_targets(targets: Targets, modules: list[str]) -> None:
-    """Every target must mean something: a misspelt one would be a slot that is not there."""
-    each = [targets] if isinstance(targets, str) else [[target] for target in targets]
-    problems = [
-        Problem(
-            Code.UNKNOWN_SITE,
-            target if isinstance(target, str) else target[0],
-            got="a target that no linear layer matches",
-            expected="one of " + ", ".join(sorted({module.rpartition(".")[2] for module in modules})),
+def _head(
+    places: Places, options: BuildOptions, asked: Iterable[str], like: list[NeutralAdapter]
+) -> HeadOptions | None:
+    heads = [adapter for adapter in like if adapter.head is not None or adapter.replaced]
+    if "head" not in asked and not heads:
+        return None
+    if not places.head:
+        raise BuildError(
+            _HEADLINE,
+            Problem(
+                Code.UNSUPPORTED,
+                "--slots head",
+                got="a model that was traced without a place for heads",
+                expected="a classification task",
+                mend="adexport build MODEL --task text-classification (or token-classification, …)",
+            ),
         )
-        for target in each
-        if not any(matches(target, module) for module in modules)
-    ]
-    if problems:
-        raise BuildError("no slots can be made", problems)
+    found = [a.head.style.activation for a in heads if a.head and a.head.style.activation is not None]
+    activations = dict.fromkeys((*(options.activations or HEAD_ACTIVATIONS), *found))
+    return HeadOptions(tuple(activations))

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,14 +30,22 @@ _STEP = 8
 Tensors = Mapping[str, Array]
 
 
+class Row(NamedTuple):
+    """What is bound under a name: slot tensors, and whatever the caller wants back with a lease."""
+
+    tensors: Tensors
+    info: Any = None
+
+
 @dataclass
 class _Entry:
     """One binding of a name. A rebind makes a new entry, so a row belongs to one generation."""
 
     name: str
     generation: int
-    load: Callable[[], Tensors] | None
+    load: Callable[[], Row] | None
     tensors: Tensors | None
+    info: Any = None
     row: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     used: int = 0
@@ -47,10 +55,12 @@ class _Entry:
 class Lease:
     """The rows that a run may read, and the arrays to read them from.
 
-    ``layout`` changes when arrays are replaced, ``revision`` whenever anything was written.
+    ``infos`` is what each name was bound with. ``layout`` changes when arrays are replaced,
+    ``revision`` whenever anything was written.
     """
 
     rows: Mapping[str, int]
+    infos: Mapping[str, Any]
     arrays: Tensors
     layout: int
     revision: int
@@ -64,12 +74,15 @@ class Bank:
 
         Args:
             slots: the slot inputs; a number in a shape is a fixed size, a name a ragged one.
-            dtype: element type of all arrays.
+            dtype: element type of the arrays, where a slot input does not name its own.
             rows: how many adapters may be resident at once; None grows as needed. Adapters
                 beyond it stay in host memory and take the place of the least recently used.
         """
         self._slots = {slot.name: slot.shape[1:] for slot in slots}
-        self._dtype = dtype
+        self._dtypes = {
+            slot.name: dtype if slot.dtype == "float" else np.dtype(slot.dtype) for slot in slots
+        }
+        self._identity = {slot.name: 1 if slot.identity == "ones" else 0 for slot in slots}
         self._limit = rows
         self._writer = threading.RLock()
         self._state = threading.Condition(threading.Lock())
@@ -99,14 +112,14 @@ class Bank:
         with self._state:
             return {name: entry.generation for name, entry in self._entries.items()}
 
-    def put(self, name: str, tensors: Tensors) -> None:
+    def put(self, name: str, tensors: Tensors, info: Any = None) -> None:
         """Bind ``name`` (again). Runs that have leased the earlier row finish on it.
 
         ``tensors`` maps slot inputs to arrays without the row dimension; slot inputs that are
-        not named get the identity (zeros).
+        not named get the identity.
         """
         with self._writer:
-            entry = _Entry(name, next(self._generations), None, tensors)
+            entry = _Entry(name, next(self._generations), None, tensors, info)
             row = self._free_row() if self._grow_for_one() else None
             if row is not None:
                 self._write(entry, row)
@@ -115,7 +128,7 @@ class Bank:
                 self._entries[name] = entry
             self._fit_sizes()
 
-    def put_lazily(self, name: str, load: Callable[[], Tensors]) -> None:
+    def put_lazily(self, name: str, load: Callable[[], Row]) -> None:
         """Bind ``name`` to weights that are read when a run first asks for them."""
         with self._writer, self._state:
             self._forget(self._entries.get(name))
@@ -161,7 +174,8 @@ class Bank:
             for name, row in rows.items():
                 self._leases[row] += 1
                 entries[name].used = next(self._ticks)
-            return Lease(rows, self._arrays, self._layout, self._revision)
+            infos = {name: entry.info for name, entry in entries.items()}
+            return Lease(rows, infos, self._arrays, self._layout, self._revision)
 
     def _lease_paged(self, wanted: set[str]) -> Lease:
         """Bring in what is not resident, then lease; one paging run at a time."""
@@ -189,7 +203,7 @@ class Bank:
     def _load(self, entry: _Entry) -> None:
         if entry.tensors is None:
             assert entry.load is not None
-            entry.tensors = entry.load()
+            entry.tensors, entry.info = entry.load()
 
     def _resolve(self, names: Iterable[str]) -> dict[str, _Entry]:
         found = {name: self._entries.get(name) for name in names}
@@ -260,10 +274,10 @@ class Bank:
         if needed != self._sizes:
             self._reshape(_rounded(needed), len(self._leases))
         for name, array in self._arrays.items():
-            array[row] = 0
+            array[row] = self._identity[name]
             tensor = entry.tensors.get(name)
             if tensor is not None:
-                array[row][tuple(slice(size) for size in tensor.shape)] = tensor
+                array[row, ...][tuple(slice(size) for size in tensor.shape)] = tensor
         with self._state:
             self._holders[row] = entry
             entry.row = row
@@ -287,7 +301,9 @@ class Bank:
         resident = [row for row, holder in enumerate(self._holders) if holder]
         for name, shape in self._slots.items():
             fixed = [size if isinstance(size, int) else sizes[size] for size in shape]
-            new = np.zeros([rows, *fixed], self._dtype)
+            new = np.zeros([rows, *fixed], self._dtypes[name])
+            if self._identity[name]:
+                new.fill(self._identity[name])
             old = self._arrays.get(name)
             if old is not None:
                 common = tuple(slice(min(pair)) for pair in zip(fixed, old.shape[1:], strict=True))

@@ -11,10 +11,11 @@ from .adapters import CONFIG_FILE, NeutralAdapter, read_adapter
 from .bound import BoundAdapter, is_bound
 from .bundle import Bundle
 from .errors import AdapterError, Code, Problem
-from .fit import linear_problems
+from .fit import fit_problems
 from .manifest import Manifest
 from .names import check_name
-from .tensors import Array, read_tensors
+from .place import Fitted, fit_bottlenecks, fit_head, fit_linears
+from .tensors import read_tensors
 
 
 def default_name(path: Path) -> str:
@@ -27,12 +28,13 @@ def default_name(path: Path) -> str:
     return path.stem
 
 
-def load_adapter(name: str, source: str | os.PathLike[str], manifest: Manifest) -> BoundAdapter:
-    """Read a bound or a foreign adapter and check it whole against a manifest.
+def load_adapter(name: str, source: str | os.PathLike[str], bundle: Bundle) -> BoundAdapter:
+    """Read a bound or a foreign adapter and check it whole against a bundle.
 
     Args:
         name: the id to bind it under.
-        source: a bound ``.safetensors``, a PEFT folder, or its ``adapter_model.safetensors``.
+        source: a bound ``.safetensors``, or a folder of PEFT or AdapterHub, or its tensor file.
+        bundle: read for its manifest, and for frozen weights where factors depend on them.
 
     Raises:
         AdapterError: naming everything in it that does not fit.
@@ -40,8 +42,8 @@ def load_adapter(name: str, source: str | os.PathLike[str], manifest: Manifest) 
     check_name(name)
     path = Path(source)
     if path.is_file() and path.name != CONFIG_FILE and is_bound(file := read_tensors(path)):
-        return BoundAdapter.from_file(file, manifest, name)
-    return bind_adapter(name, read_adapter(path), manifest)
+        return BoundAdapter.from_file(file, bundle.manifest, name)
+    return bind_adapter(name, read_adapter(path), bundle)
 
 
 def bind_into_bundle(
@@ -68,41 +70,28 @@ def bind_into_bundle(
                 mend="give --replace, or another --name",
             ),
         )
-    adapter = load_adapter(name, source, bundle.manifest)
+    adapter = load_adapter(name, source, bundle)
     target.parent.mkdir(exist_ok=True)
     adapter.save(target)
     return adapter
 
 
-def bind_adapter(name: str, adapter: NeutralAdapter, manifest: Manifest) -> BoundAdapter:
+def bind_adapter(name: str, adapter: NeutralAdapter, bundle: Bundle) -> BoundAdapter:
     """Fit neutral weights to the slots of a bundle.
 
     Raises:
         AdapterError: naming every tensor, site and config key that does not fit.
+        BundleError: the adapter's factors depend on frozen weights, and the bundle's cannot be read.
     """
     check_name(name)
-    problems = list(adapter.problems)
-    paths = _Paths.between(adapter.linears, manifest)
-    fitted = {paths.in_bundle(module): weights for module, weights in adapter.linears.items()}
-    if len(fitted) < len(adapter.linears):
-        problems.append(
-            Problem(
-                Code.DUPLICATE_KEY,
-                ", ".join(sorted(adapter.linears.keys() & fitted.keys())),
-                got="the same module with and without the base's prefix",
-                expected="each module once",
-                cause="two checkpoints merged into one file",
-            )
-        )
-    tensors: dict[str, Array] = {}
-    for module, weights in fitted.items():
-        site = manifest.site_by_path.get(module)
-        if site is None:
-            problems.append(_no_site(module, weights.tensors, manifest))
-            continue
-        problems += linear_problems(site, weights.lora_A, weights.lora_B, weights.tensors, manifest)
-        tensors[site.linear.lora_A.name] = weights.lora_A
-        tensors[site.linear.lora_B.name] = weights.lora_B
+    manifest = bundle.manifest
+    paths = _Paths.between([*adapter.linears, *adapter.replaced], manifest)
+    fitted = Fitted()
+    fit_linears(fitted, {paths.in_bundle(m): update for m, update in adapter.linears.items()}, bundle)
+    fit_bottlenecks(fitted, adapter, manifest)
+    head = fit_head(fitted, adapter.head, adapter.replaced, bundle)
+    problems = [*adapter.problems, *_twice(adapter, paths), *fitted.problems]
+    problems += fit_problems(fitted.tensors, adapter.style, head, manifest, fitted.names)
     problems += _lost(adapter, paths, manifest)
     if problems:
         raise AdapterError(f"{name} is not bound", problems)
@@ -111,8 +100,26 @@ def bind_adapter(name: str, adapter: NeutralAdapter, manifest: Manifest) -> Boun
         source_type=adapter.source_type,
         source_sha256=adapter.sha256,
         base_fingerprint=manifest.base.fingerprint,
-        tensors=tensors,
+        tensors=fitted.tensors,
+        bottleneck=adapter.style,
+        head=head,
     )
+
+
+def _twice(adapter: NeutralAdapter, paths: _Paths) -> list[Problem]:
+    """The same layer under two paths: one of the two would be lost."""
+    fitted = {paths.in_bundle(module) for module in adapter.linears}
+    if len(fitted) == len(adapter.linears):
+        return []
+    return [
+        Problem(
+            Code.DUPLICATE_KEY,
+            ", ".join(sorted(adapter.linears.keys() & fitted)),
+            got="the same module with and without the base's prefix",
+            expected="each module once",
+            cause="two checkpoints merged into one file",
+        )
+    ]
 
 
 @dataclass(frozen=True)
@@ -141,31 +148,26 @@ class _Paths:
         return self.strip + module.removeprefix(self.add)
 
 
-def _no_site(module: str, tensors: tuple[str, str], manifest: Manifest) -> Problem:
-    if module in manifest.modules:
-        return Problem(
-            Code.UNKNOWN_SITE,
-            module,
-            got="an adapter for this module",
-            expected="a module with a slot",
-            cause="the bundle was built for other targets",
-            mend="adexport build BUNDLE --targets … (or --like ADAPTER)",
-        )
-    return Problem(
-        Code.UNKNOWN_SITE,
-        " and ".join(tensors),
-        got="a module that the base does not have",
-        expected=f"modules of {manifest.base.architecture}",
-        cause=f"trained on another base than {manifest.base.name}",
-        mend="bind it to a bundle of its own base",
-    )
-
-
 def _lost(adapter: NeutralAdapter, paths: _Paths, manifest: Manifest) -> list[Problem]:
     """Sites that the adapter's config claims and its file has nothing for."""
+    problems = []
+    if adapter.claims is not None and manifest.bottlenecks is not None:
+        problems += [
+            Problem(
+                Code.SITE_MISSING,
+                f"layer {site.layer}, {site.location}",
+                got="no tensors",
+                expected="a bottleneck, as the config says",
+                cause="a partial save, or the config of another adapter",
+                mend="save the adapter again",
+            )
+            for site in manifest.bottlenecks.sites
+            if (site.layer, site.location) not in adapter.bottlenecks
+            and adapter.claims(site.layer, site.location)
+        ]
     if adapter.covers is None:
-        return []
-    return [
+        return problems
+    return problems + [
         Problem(
             Code.SITE_MISSING,
             site.path,

@@ -1,4 +1,4 @@
-"""A bound adapter: one tenant's slot tensors, and the base they were made for.
+"""A bound adapter: one tenant's slot tensors, what they are, and the base they were made for.
 
 It fits every bundle of the same base whose sites cover it, whatever the bundle's precision:
 the tensors are float32, with every scaling folded in. ``runtime/FORMAT.md`` has the details.
@@ -7,66 +7,112 @@ the tensors are float32, with every scaling folded in. ``runtime/FORMAT.md`` has
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from .errors import AdapterError, Code, Problem
-from .fit import linear_problems
+from .fit import fit_problems
 from .manifest import Manifest
 from .names import check_name
+from .schema import Schema
+from .slots import BottleneckStyle, HeadStyle, SlotInput
 from .tensors import Array, TensorFile, read_tensors, write_tensors
 
 FORMAT = "adexport-adapter"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
+#: version 1 had lora_A and lora_B only
+READABLE_VERSIONS = ("1", "2")
+_LINEAR_FACTORS = ("lora_A", "lora_B", "adapter_bias", "scale_in", "scale_out")
+_DOWN = ".bottleneck.down"
 _REQUIRED = ("format_version", "name", "source_type", "source_sha256", "base_fingerprint", "rank")
+
+
+_Style = TypeVar("_Style", bound=Schema)
 
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """Slot tensors by slot input: ``SITE.lora_A`` ``[in, rank]``, ``SITE.lora_B`` ``[rank, out]``."""
+    """Float32 slot tensors by slot input, without the dimension of rows.
+
+    ``bottleneck`` and ``head`` say what those tensors are, where the adapter has them. The codes that
+    a bundle wants for that depend on the bundle: :meth:`rows` adds them.
+    """
 
     name: str
     source_type: str
     source_sha256: str
     base_fingerprint: str
     tensors: Mapping[str, Array]
+    bottleneck: BottleneckStyle | None = None
+    head: HeadStyle | None = None
 
     @property
     def ranks(self) -> dict[str, int]:
-        """The rank at every site that the adapter touches."""
+        """The rank at every linear layer that the adapter touches; 0 where it brings no pair."""
+        ranks: dict[str, int] = {}
+        for name, tensor in self.tensors.items():
+            path, _, factor = name.rpartition(".")
+            if factor in _LINEAR_FACTORS:
+                ranks[path] = int(tensor.shape[1]) if factor == "lora_A" else ranks.get(path, 0)
+        return ranks
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width at every bottleneck site that the adapter touches."""
         return {
-            name.removesuffix(".lora_A"): int(tensor.shape[1])
+            name.removesuffix(_DOWN): int(tensor.shape[1])
             for name, tensor in self.tensors.items()
-            if name.endswith(".lora_A")
+            if name.endswith(_DOWN)
         }
 
     @property
     def rank(self) -> int:
         """The largest rank at any site."""
-        return max(self.ranks.values())
+        return max(self.ranks.values(), default=0)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all slot tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    def rows(self, manifest: Manifest) -> dict[str, Array]:
+        """What a bank's row holds: the tensors, and the codes of this bundle for them."""
+        rows = dict(self.tensors)
+        codes: list[tuple[SlotInput | None, int | None]] = []
+        if self.bottleneck is not None and manifest.bottlenecks is not None:
+            code = manifest.bottlenecks.code(self.bottleneck)
+            codes += [
+                (site.slot.code, code)
+                for site in manifest.bottlenecks.sites
+                if site.slot.down.name in self.tensors
+            ]
+        if self.head is not None and manifest.head is not None:
+            codes.append((manifest.head.slot.code, manifest.head.code(self.head)))
+        for slot, code in codes:
+            if slot is not None:
+                assert code is not None, "checked when it was bound"
+                rows[slot.name] = np.array(code, np.int64)
+        return rows
+
     def save(self, path: Path) -> None:
         """Write the adapter to a safetensors file, whole or not at all."""
-        write_tensors(
-            path,
-            self.tensors,
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "name": self.name,
-                "source_type": self.source_type,
-                "source_sha256": self.source_sha256,
-                "base_fingerprint": self.base_fingerprint,
-                "rank": str(self.rank),
-            },
-        )
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "source_type": self.source_type,
+            "source_sha256": self.source_sha256,
+            "base_fingerprint": self.base_fingerprint,
+            "rank": str(self.rank),
+        }
+        for key, style in (("bottleneck", self.bottleneck), ("head", self.head)):
+            if style is not None:
+                metadata[key] = style.model_dump_json()
+        write_tensors(path, self.tensors, metadata)
 
     @classmethod
     def read(cls, path: Path) -> BoundAdapter:
@@ -85,16 +131,12 @@ class BoundAdapter:
             AdapterError: naming everything that does not fit.
         """
         adapter = cls._from_metadata(file)
-        problems = _base_problems(adapter, manifest) or _tensor_problems(adapter, manifest)
+        problems = _base_problems(adapter, manifest) or fit_problems(
+            adapter.tensors, adapter.bottleneck, adapter.head, manifest
+        )
         if problems:
             raise AdapterError(f"{file.path.name} is refused", problems)
-        return cls(
-            name=adapter.name if name is None else check_name(name),
-            source_type=adapter.source_type,
-            source_sha256=adapter.source_sha256,
-            base_fingerprint=adapter.base_fingerprint,
-            tensors=adapter.tensors,
-        )
+        return adapter if name is None else replace(adapter, name=check_name(name))
 
     @classmethod
     def _from_metadata(cls, file: TensorFile) -> BoundAdapter:
@@ -113,14 +155,14 @@ class BoundAdapter:
             )
         lacking = [key for key in _REQUIRED if key not in file.metadata]
         version = file.metadata.get("format_version")
-        if lacking or version != FORMAT_VERSION:
+        if lacking or version not in READABLE_VERSIONS:
             raise AdapterError(
                 headline,
                 Problem(
                     Code.VERSION,
                     str(file.path),
                     got=f"version {version}" + (f", without {', '.join(lacking)}" if lacking else ""),
-                    expected=f"version {FORMAT_VERSION} with {', '.join(_REQUIRED)}",
+                    expected=f"version {' or '.join(READABLE_VERSIONS)} with {', '.join(_REQUIRED)}",
                     cause="bound by another version of adexport",
                     mend="bind the original adapter again",
                 ),
@@ -140,7 +182,30 @@ class BoundAdapter:
             source_sha256=file.metadata["source_sha256"],
             base_fingerprint=file.metadata["base_fingerprint"],
             tensors=file.tensors,
+            bottleneck=_style(file, "bottleneck", BottleneckStyle),
+            head=_style(file, "head", HeadStyle),
         )
+
+
+def _style(file: TensorFile, key: str, kind: type[_Style]) -> _Style | None:
+    text = file.metadata.get(key)
+    try:
+        return None if text is None else kind.model_validate_json(text)
+    except ValidationError as error:
+        raise AdapterError(
+            f"{file.path.name} is refused",
+            [
+                Problem(
+                    Code.BAD_CONFIG,
+                    ".".join([key, *(str(part) for part in item["loc"])]),
+                    got=repr(item["input"])[:80],
+                    expected=item["msg"],
+                    cause="an edited file, or bound by a newer adexport",
+                    mend="bind the original adapter again",
+                )
+                for item in error.errors()
+            ],
+        ) from None
 
 
 def is_bound(file: TensorFile) -> bool:
@@ -161,49 +226,3 @@ def _base_problems(adapter: BoundAdapter, manifest: Manifest) -> list[Problem]:
             mend="bind the original adapter to this bundle, if it was trained on this base",
         )
     ]
-
-
-def _tensor_problems(adapter: BoundAdapter, manifest: Manifest) -> list[Problem]:
-    problems = []
-    left = dict(adapter.tensors)
-    for site in manifest.sites:
-        names = (site.linear.lora_A.name, site.linear.lora_B.name)
-        a, b = (left.pop(name, None) for name in names)
-        if a is None and b is None:
-            continue
-        if a is None or b is None:
-            problems.append(
-                Problem(
-                    Code.HALF_MISSING,
-                    site.path,
-                    got=f"{names[1] if a is None else names[0]} only",
-                    expected=" and ".join(names),
-                    cause="an edited file",
-                    mend="bind the original adapter again",
-                )
-            )
-        elif a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-            problems.append(
-                Problem(
-                    Code.WRONG_SHAPE,
-                    site.path,
-                    got=f"{list(a.shape)} and {list(b.shape)}",
-                    expected="[in, rank] and [rank, out]",
-                    cause="an edited file",
-                    mend="bind the original adapter again",
-                )
-            )
-        else:
-            problems += linear_problems(site, a, b, names, manifest)
-    problems += [
-        Problem(
-            Code.UNKNOWN_SITE,
-            name,
-            got="a tensor without a slot here",
-            expected="slot inputs of the bundle",
-            cause="the bundle was built for other targets than the one it was bound for",
-            mend="adexport build BUNDLE with --targets that cover it",
-        )
-        for name in left
-    ]
-    return problems

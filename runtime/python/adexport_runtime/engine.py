@@ -14,13 +14,13 @@ import numpy as np
 from . import dtypes
 from .backends import Backend
 from .backends.onnxruntime import OnnxRuntimeBackend
-from .bank import IDENTITY_ROW, Bank
+from .bank import IDENTITY_ROW, Bank, Lease, Row
 from .bind import load_adapter
 from .bundle import Bundle
 from .errors import Code, Problem, RequestError
 from .names import check_name
+from .outputs import Outputs, mask_logits
 from .request import Adapters, check_adapters, check_inputs
-from .tensors import Array
 from .text import TextEncoder
 
 
@@ -107,7 +107,7 @@ class Engine:
 
         Args:
             name: the tenant's id.
-            source: a PEFT folder, its safetensors file, or a bound adapter's file. None takes
+            source: a folder of PEFT or AdapterHub, its tensor file, or a bound adapter's. None takes
                 what ``adexport bind`` wrote into the bundle under this name.
 
         Raises:
@@ -115,7 +115,8 @@ class Engine:
         """
         check_name(name)
         path = self.bundle.adapter_path(name) if source is None else Path(source)
-        self._bank.put(name, load_adapter(name, path, self.bundle.manifest).tensors)
+        row = self._load(name, path)
+        self._bank.put(name, row.tensors, row.info)
 
     def unbind(self, name: str) -> None:
         """Forget an adapter. Runs under way finish with it.
@@ -129,7 +130,7 @@ class Engine:
         """The names that a run may ask for."""
         return sorted(self._bank.generations())
 
-    def run(self, inputs: Mapping[str, Any], adapters: Adapters = None) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Any], adapters: Adapters = None) -> Outputs:
         """Run one batch, with an adapter for each row.
 
         Args:
@@ -138,7 +139,7 @@ class Engine:
             adapters: a name or None (the base) for all rows, or a sequence with one for each.
 
         Returns:
-            The outputs by name, as float32 arrays with the batch first.
+            The outputs by name, as float32 arrays with the batch first, and each row's labels.
 
         Raises:
             RequestError: inputs or adapters that do not fit; UnknownAdapterError and
@@ -154,9 +155,13 @@ class Engine:
                 if len(set(ids)) == 1:
                     ids = ids[:1]  # one adapter for the whole batch is one matrix product, not many
                 feeds[manifest.adapter_ids] = np.array(ids, np.int64)
-            return self._running.run(feeds, lease)
+            arrays = self._running.run(feeds, lease)
+            labels = self._labels(names, lease)
+        if manifest.head is not None:
+            mask_logits(arrays, labels)
+        return Outputs(arrays, labels)
 
-    def run_text(self, texts: Sequence[str], adapters: Adapters = None) -> dict[str, Array]:
+    def run_text(self, texts: Sequence[str], adapters: Adapters = None) -> Outputs:
         """Run texts, tokenized with the bundle's tokenizer. See :meth:`run`."""
         return self.run(self.text(texts), adapters)
 
@@ -173,5 +178,14 @@ class Engine:
         return self._backend
 
     def _bind_lazily(self, name: str, path: Path) -> None:
-        manifest = self.bundle.manifest
-        self._bank.put_lazily(name, lambda: load_adapter(name, path, manifest).tensors)
+        self._bank.put_lazily(name, lambda: self._load(name, path))
+
+    def _load(self, name: str, path: Path) -> Row:
+        adapter = load_adapter(name, path, self.bundle)
+        return Row(adapter.rows(self.bundle.manifest), adapter.head)
+
+    def _labels(self, names: Sequence[str | None], lease: Lease) -> list[tuple[str, ...]]:
+        """The label names of each row: its adapter's own head's, or the base's."""
+        heads = {name: info for name, info in lease.infos.items() if info is not None}
+        base = self.bundle.manifest.base.labels
+        return [heads[name].labels if name in heads else base for name in names]

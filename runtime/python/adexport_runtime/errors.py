@@ -36,6 +36,7 @@ class Code(StrEnum):
     EXISTS = "exists"
     EXPORT_FAILED = "export-failed"
     HALF_MISSING = "half-missing"
+    NO_SLOT = "no-slot"
     NOT_FINITE = "not-finite"
     NOT_SAFETENSORS = "not-safetensors"
     OVERFLOW = "overflow"

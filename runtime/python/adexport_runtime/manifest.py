@@ -7,28 +7,49 @@ reader that skipped it could serve something other than what was built.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from .errors import BundleError, Code, Problem
 from .files import DuplicateKeyError, load_json
+from .schema import Positive, Schema
+from .slots import Bottlenecks, BottleneckSlot, Head, HeadSlot, LinearSlot, Site, SlotInput, SlotKind
 
-FORMAT_VERSION = 1
+__all__ = [
+    "FORMAT_VERSION",
+    "Base",
+    "File",
+    "FrozenWeight",
+    "Input",
+    "Limits",
+    "LinearSlot",
+    "Manifest",
+    "Output",
+    "Site",
+    "SlotInput",
+    "Tokenizer",
+    "parse_manifest",
+]
+
+FORMAT_VERSION: Final = 2
+#: version 1 had linear sites with lora_A and lora_B, and nothing that version 2 does not have
+READABLE_VERSIONS = (1, 2)
 
 Dtype = Literal["fp32", "fp16", "bf16", "int64", "int32"]
 FloatDtype = Literal["fp32", "fp16", "bf16"]
-Task = Literal["feature-extraction", "text-classification", "token-classification"]
-Positive = Annotated[int, Field(gt=0)]
+Task = Literal[
+    "feature-extraction",
+    "text-classification",
+    "token-classification",
+    "image-classification",
+    "text-generation",
+]
 Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 RelativePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Base(_Model):
+class Base(Schema):
     """The frozen model behind the bundle."""
 
     name: str
@@ -44,7 +65,7 @@ class Base(_Model):
     labels: tuple[str, ...] = ()
 
 
-class Input(_Model):
+class Input(Schema):
     """One input of the model. ``fill`` is the value used when a call leaves the input out."""
 
     name: str
@@ -55,7 +76,7 @@ class Input(_Model):
     fill: int | None = None
 
 
-class Output(_Model):
+class Output(Schema):
     """One output of the model."""
 
     name: str
@@ -63,37 +84,27 @@ class Output(_Model):
     shape: tuple[str | Positive, ...]
 
 
-class SlotInput(_Model):
-    """A graph input that carries one factor of a slot; ``shape`` starts with the bank's rows."""
-
-    name: str
-    shape: tuple[str | Positive, ...]
-
-
-class LinearSlot(_Model):
-    """y' = y + B(Ax); ``lora_A`` is ``[rows, in, rank]``, ``lora_B`` is ``[rows, rank, out]``."""
-
-    lora_A: SlotInput
-    lora_B: SlotInput
-
-
-class Site(_Model):
-    """A place where an adapter acts. ``weight`` names the frozen weight it wraps."""
-
-    path: str
-    weight: str
-    in_features: Positive
-    out_features: Positive
-    linear: LinearSlot
-
-
-class Limits(_Model):
+class Limits(Schema):
     """What the bundle was built to take."""
 
     max_rank: Positive
+    max_width: Positive | None = None
 
 
-class Tokenizer(_Model):
+class FrozenWeight(Schema):
+    """Where a frozen float32 weight of the base lies: ``bytes`` from ``offset`` of the file ``path``.
+
+    ``shape`` is as stored; ``transposed`` says that a linear layer's weight is stored ``[in, out]``.
+    """
+
+    name: str
+    path: RelativePath
+    offset: Annotated[int, Field(ge=0)]
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    transposed: bool
+
+
+class Tokenizer(Schema):
     """How to make inputs from text with the bundle's ``tokenizer.json``."""
 
     file: RelativePath
@@ -102,7 +113,7 @@ class Tokenizer(_Model):
     max_length: Positive | None
 
 
-class File(_Model):
+class File(Schema):
     """A file of the bundle, with what it must hold."""
 
     path: RelativePath
@@ -110,19 +121,22 @@ class File(_Model):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Manifest(_Model):
+class Manifest(Schema):
     """Everything a runtime needs to know about a bundle."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = FORMAT_VERSION
     base: Base
     opset: Positive
-    slots: tuple[Literal["lora"], ...]
+    slots: tuple[SlotKind, ...]
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     adapter_ids: str | None
     sites: tuple[Site, ...]
+    bottlenecks: Bottlenecks | None = None
+    head: Head | None = None
     limits: Limits
     modules: tuple[str, ...]
+    weights: tuple[FrozenWeight, ...] = ()
     tokenizer: Tokenizer | None
     files: tuple[File, ...]
     tools: dict[str, str]
@@ -130,31 +144,44 @@ class Manifest(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         wrong = []
-        if bool(self.sites) != (self.adapter_ids is not None) or bool(self.sites) != bool(self.slots):
+        slotted = bool(self.slot_inputs)
+        if slotted != (self.adapter_ids is not None) or slotted != bool(self.slots):
             wrong.append("sites, slots and adapter_ids must be there together or not at all")
-        paths = [site.path for site in self.sites]
-        if len(set(paths)) != len(paths):
-            wrong.append("a site is listed twice")
+        for kind, there in self._kinds().items():
+            if there != (kind in self.slots):
+                wrong.append(f"slots must name {kind} if and only if there are such slots")
+        bottlenecks = self.bottlenecks.sites if self.bottlenecks else ()
+        for paths in ([site.path for site in self.sites], [site.path for site in bottlenecks]):
+            if len(set(paths)) != len(paths):
+                wrong.append("a site is listed twice")
         names = [i.name for i in self.inputs] + [i.name for i in self.slot_inputs]
         names += [self.adapter_ids] if self.adapter_ids is not None else []
         if len(set(names)) != len(names):
             wrong.append("an input is listed twice")
-        for site in self.sites:
-            a, b = site.linear.lora_A, site.linear.lora_B
-            if len(a.shape) != 3 or a.shape[1] != site.in_features:
-                wrong.append(f"{a.name} must be [rows, {site.in_features}, rank]")
-            if len(b.shape) != 3 or b.shape[2] != site.out_features:
-                wrong.append(f"{b.name} must be [rows, rank, {site.out_features}]")
-            if len(a.shape) == len(b.shape) == 3 and a.shape[2] != b.shape[1]:
-                wrong.append(f"{a.name} and {b.name} must share one rank")
+        for part in (*self.sites, self.bottlenecks, self.head):
+            wrong += part.faults() if part is not None else []
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
 
+    def _kinds(self) -> dict[SlotKind, bool]:
+        """Which kinds of slots there are."""
+        linear = {factor for site in self.sites for factor in site.linear.factors}
+        return {
+            "lora": "lora_A" in linear,
+            "bias": "bias" in linear,
+            "scale": bool({"scale_in", "scale_out"} & linear),
+            "bottleneck": self.bottlenecks is not None,
+            "head": self.head is not None,
+        }
+
     @cached_property
     def slot_inputs(self) -> tuple[SlotInput, ...]:
-        """All slot inputs, in the order of the sites."""
-        return tuple(factor for site in self.sites for factor in (site.linear.lora_A, site.linear.lora_B))
+        """All slot inputs: those of the sites, of the bottleneck sites, of the head."""
+        slots: list[LinearSlot | BottleneckSlot | HeadSlot] = [site.linear for site in self.sites]
+        slots += [site.slot for site in self.bottlenecks.sites] if self.bottlenecks else []
+        slots += [self.head.slot] if self.head else []
+        return tuple(factor for slot in slots for factor in slot.factors.values())
 
     @cached_property
     def site_by_path(self) -> dict[str, Site]:
@@ -185,14 +212,14 @@ def parse_manifest(text: str | bytes, where: str = "manifest.json") -> Manifest:
             Problem(Code.BAD_MANIFEST, where, got=f"no JSON ({error})", mend="build the bundle again"),
         ) from None
     version = data.get("format_version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if version not in READABLE_VERSIONS or isinstance(version, bool):
         raise BundleError(
             headline,
             Problem(
                 Code.VERSION,
                 "format_version",
                 got=repr(version),
-                expected=str(FORMAT_VERSION),
+                expected=" or ".join(str(known) for known in READABLE_VERSIONS),
                 cause="the bundle was written by another version of adexport",
                 mend="install the adexport that wrote it, or build the bundle again",
             ),

@@ -40,7 +40,7 @@ def plain_graph(workload: Workload) -> Path:
         path.parent.mkdir()
         bundle = workload.bundle
         trace = ir.load(bundle.root / TRACE_FILE)
-        lowered = lower(trace, LowerOptions((), bundle.manifest.base.dtype))
+        lowered = lower(trace, LowerOptions(dtype=bundle.manifest.base.dtype))
         ir.save(lowered.graph, path, external_data="base.weights")
     return path
 

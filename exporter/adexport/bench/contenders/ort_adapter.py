@@ -12,11 +12,10 @@ import onnx_ir as ir
 
 from adexport_runtime.backends.onnxruntime import import_onnxruntime, open_session
 from adexport_runtime.bind import load_adapter
-from adexport_runtime.bundle import TRACE_FILE
-from adexport_runtime.manifest import Manifest
+from adexport_runtime.bundle import TRACE_FILE, Bundle
 from adexport_runtime.tensors import Array
 
-from ...lower import ADAPTER_IDS, LowerOptions, lower
+from ...lower import ADAPTER_IDS, LowerOptions, lora_at, lower
 from ...ops import DOMAIN, LORA_ADD
 from ..workload import Workload
 
@@ -53,7 +52,6 @@ def open_contender(workload: Workload) -> Iterator[OrtAdapter]:
     """Lower for a single adapter, and write the adapters in ONNX Runtime's format."""
     ort = import_onnxruntime()
     session = open_session(_single_adapter_graph(workload), threads=workload.threads, spin=False)
-    manifest = workload.bundle.manifest
     runs = []
     kept = []  # ONNX Runtime reads them during the runs
     for name, folder in workload.adapters.items():
@@ -61,7 +59,7 @@ def open_contender(workload: Workload) -> Iterator[OrtAdapter]:
         if not rows:
             continue
         adapter = ort.LoraAdapter()
-        adapter.Load(str(_write_adapter(ort, name, folder, manifest, workload.scratch)))
+        adapter.Load(str(_write_adapter(ort, name, folder, workload.bundle, workload.scratch)))
         options = ort.RunOptions()
         options.add_active_adapter(adapter)
         kept.append(adapter)
@@ -74,8 +72,8 @@ def _single_adapter_graph(workload: Workload) -> Path:
     """The bundle's graph with plain ``y + (x A) B`` at its sites, A and B optional inputs."""
     bundle = workload.bundle
     manifest = bundle.manifest
-    sites = tuple(site.path for site in manifest.sites)
-    lowered = lower(ir.load(bundle.root / TRACE_FILE), LowerOptions(sites, manifest.base.dtype))
+    sites = lora_at(site.path for site in manifest.sites)
+    lowered = lower(ir.load(bundle.root / TRACE_FILE), LowerOptions(sites, dtype=manifest.base.dtype))
     model, graph = lowered.graph, lowered.graph.graph
     for key in [key for key in model.functions if key[:2] == (DOMAIN, LORA_ADD)]:
         model.functions[key] = _plain_lora_add(key, graph.opset_imports[""])
@@ -83,7 +81,8 @@ def _single_adapter_graph(workload: Workload) -> Path:
     for node in [node for node in graph if node.op_type == LORA_ADD]:
         node.replace_input_with(4, None)
     graph.inputs.remove(ids)
-    halves = {slot.name: slot.shape[1:] for site in lowered.sites for slot in _halves(site)}
+    factors = (slot for site in lowered.slots.sites for slot in site.linear.factors.values())
+    halves = {slot.name: slot.shape[1:] for slot in factors}
     for value in graph.inputs:
         if value.name in halves and value.dtype is not None:
             shape = halves[value.name]
@@ -97,10 +96,6 @@ def _single_adapter_graph(workload: Workload) -> Path:
     return path
 
 
-def _halves(site: Any) -> tuple[Any, Any]:
-    return (site.linear.lora_A, site.linear.lora_B)
-
-
 def _plain_lora_add(key: tuple[str, str, str], opset: int) -> ir.Function:
     y, x, a, b, ids = (ir.Value(name=name) for name in ("y", "x", "A", "B", "ids"))
     down = ir.node("MatMul", [x, a])
@@ -110,8 +105,8 @@ def _plain_lora_add(key: tuple[str, str, str], opset: int) -> ir.Function:
     return ir.Function(*key, graph=graph, attributes=[])
 
 
-def _write_adapter(ort: Any, name: str, folder: Path, manifest: Manifest, scratch: Path) -> Path:
-    tensors: Mapping[str, Array] = load_adapter(name, folder, manifest).tensors
+def _write_adapter(ort: Any, name: str, folder: Path, bundle: Bundle, scratch: Path) -> Path:
+    tensors: Mapping[str, Array] = load_adapter(name, folder, bundle).tensors
     file = ort.AdapterFormat()
     file.set_adapter_version(1)
     file.set_model_version(1)

@@ -9,9 +9,29 @@ from typing import Any, NamedTuple
 from ..errors import AdapterError, Code, Problem
 from ..files import DuplicateKeyError, load_json
 from . import peft
-from .neutral import LinearWeights, NeutralAdapter
+from .neutral import (
+    BottleneckWeights,
+    FrozenLinear,
+    HeadWeights,
+    LinearRecipe,
+    LinearUpdate,
+    LinearWeights,
+    NeutralAdapter,
+    ReplacedLinear,
+)
 
-__all__ = ["CONFIG_FILE", "LinearWeights", "NeutralAdapter", "read_adapter"]
+__all__ = [
+    "CONFIG_FILE",
+    "BottleneckWeights",
+    "FrozenLinear",
+    "HeadWeights",
+    "LinearRecipe",
+    "LinearUpdate",
+    "LinearWeights",
+    "NeutralAdapter",
+    "ReplacedLinear",
+    "read_adapter",
+]
 
 CONFIG_FILE = "adapter_config.json"
 

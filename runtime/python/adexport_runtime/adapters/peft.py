@@ -190,7 +190,6 @@ def _weights(
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
         scaled = (b.T.astype(np.float64) * config.scaling(module)).astype(np.float32)
     return LinearWeights(
-        lora_A=a.T.astype(np.float32),
-        lora_B=scaled,
-        tensors=(pair.names["A"], pair.names["B"]),
+        factors={"lora_A": a.T.astype(np.float32), "lora_B": scaled},
+        names={"lora_A": pair.names["A"], "lora_B": pair.names["B"]},
     )

@@ -1,0 +1,22 @@
+"""What a lowering made: the slots of a graph, with the inputs that carry their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adexport_runtime.slots import Bottlenecks, Head, Site
+
+ADAPTER_IDS = "adapter_ids"
+
+
+@dataclass(frozen=True)
+class Slotted:
+    """The slots of a lowered graph; empty for the plain base."""
+
+    sites: tuple[Site, ...] = ()
+    bottlenecks: Bottlenecks | None = None
+    head: Head | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.sites) or self.bottlenecks is not None or self.head is not None

@@ -1,0 +1,40 @@
+"""What a run gives back: arrays for the whole batch, and what each row of them means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from .tensors import Array
+
+LOGITS = "logits"
+
+
+class Outputs(dict[str, Array]):
+    """The outputs by name, float32, the batch first.
+
+    ``labels`` are the label names of each row (empty where it has none). Rows may have different
+    heads: ``logits`` is as wide as the widest, and minus infinity where a row has no label.
+    """
+
+    def __init__(self, arrays: Mapping[str, Array], labels: Sequence[tuple[str, ...]]) -> None:
+        """Keep the arrays of a batch and the labels of its rows."""
+        super().__init__(arrays)
+        self.labels = tuple(labels)
+
+    def row(self, index: int) -> dict[str, Array]:
+        """The outputs of one row; its logits are cut to its own labels."""
+        cut = {name: array[index] for name, array in self.items()}
+        if LOGITS in cut and self.labels[index]:
+            cut[LOGITS] = cut[LOGITS][..., : len(self.labels[index])]
+        return cut
+
+
+def mask_logits(arrays: dict[str, Array], labels: Iterable[tuple[str, ...]]) -> None:
+    """Put minus infinity where a row has no label, so that no argmax or softmax falls there."""
+    logits = arrays[LOGITS]
+    counts = np.array([len(names) for names in labels])
+    beyond = np.arange(logits.shape[-1])[None, :] >= counts[:, None]
+    if beyond.any():
+        logits[np.broadcast_to(beyond if logits.ndim == 2 else beyond[:, None, :], logits.shape)] = -np.inf

@@ -1,0 +1,238 @@
+"""Which slot takes what: neutral weights get the names of a bundle's slot inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .adapters import (
+    HeadWeights,
+    LinearUpdate,
+    NeutralAdapter,
+    ReplacedLinear,
+)
+from .bundle import Bundle
+from .errors import AdapterError, Code, Problem
+from .manifest import Manifest
+from .slots import Head, HeadStyle, OwnHead, SlotInput
+from .tensors import Array
+from .weights import FrozenWeights
+
+#: factor of a linear slot -> the --slots that brings it
+_OPTIONS = {"lora_A": "lora", "lora_B": "lora", "bias": "bias", "scale_in": "scale", "scale_out": "scale"}
+
+
+@dataclass
+class Fitted:
+    """Slot tensors by slot input, what each was called in its file, and what found no slot."""
+
+    tensors: dict[str, Array] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def take(
+        self, slots: Mapping[str, SlotInput], factors: Mapping[str, Array], names: Mapping[str, str]
+    ) -> None:
+        """Put factors into the slot inputs of their names."""
+        for factor, array in factors.items():
+            self.tensors[slots[factor].name] = array
+            if factor in names:
+                self.names[slots[factor].name] = names[factor]
+
+
+def fit_linears(fitted: Fitted, updates: Mapping[str, LinearUpdate], bundle: Bundle) -> None:
+    """Updates of linear layers, by the bundle's module paths."""
+    manifest = bundle.manifest
+    frozen = FrozenWeights(bundle.root, manifest)
+    for module, update in updates.items():
+        site = manifest.site_by_path.get(module)
+        if site is None:
+            fitted.problems.append(_no_site(module, update.tensors, manifest))
+            continue
+        lacking = update.kinds - site.linear.factors.keys()
+        if lacking:
+            needed = manifest.slots + tuple(sorted({_OPTIONS[kind] for kind in lacking}))
+            fitted.problems.append(
+                Problem(
+                    Code.NO_SLOT,
+                    module,
+                    got=f"an adapter with {', '.join(sorted(lacking))}",
+                    expected=f"what the slot has: {', '.join(site.linear.factors)}",
+                    cause="the bundle was built for other adapters",
+                    mend=f"adexport build BUNDLE --slots {','.join(needed)} (or --like ADAPTER)",
+                )
+            )
+            continue
+        try:
+            weights = update.solve(lambda site=site: frozen.linear(site.weight, site.bias))  # type: ignore[misc]
+        except AdapterError as error:
+            fitted.problems += error.problems
+            continue
+        fitted.take(site.linear.factors, weights.factors, weights.names)
+
+
+def fit_bottlenecks(fitted: Fitted, adapter: NeutralAdapter, manifest: Manifest) -> None:
+    """Bottlenecks, by layer and location."""
+    if not adapter.bottlenecks:
+        return
+    if manifest.bottlenecks is None:
+        names = [name for weights in adapter.bottlenecks.values() for name in weights.names.values()]
+        fitted.problems.append(_no_kind("bottleneck", names, manifest))
+        return
+    sites = {(site.layer, site.location): site for site in manifest.bottlenecks.sites}
+    for key, weights in adapter.bottlenecks.items():
+        site = sites.get(key)
+        if site is None:
+            fitted.problems.append(
+                Problem(
+                    Code.UNKNOWN_SITE,
+                    f"layer {key[0]}, {key[1]}",
+                    got=f"a bottleneck ({len(weights.names)} tensors)",
+                    expected=f"one of {len(sites)} sites of {manifest.base.architecture}",
+                    cause=f"trained on another base than {manifest.base.name}, or the bundle was built "
+                    "for other sites",
+                    mend="adexport build BUNDLE --like ADAPTER, or bind it to a bundle of its own base",
+                )
+            )
+            continue
+        slots = site.slot.factors
+        unknown = weights.factors.keys() - slots.keys()
+        if not unknown:  # a norm without an input: the form is refused as a whole elsewhere
+            fitted.take(slots, weights.factors, weights.names)
+
+
+def fit_head(
+    fitted: Fitted, head: HeadWeights | None, replaced: Mapping[str, ReplacedLinear], bundle: Bundle
+) -> HeadStyle | None:
+    """A head of the adapter's own, whole or as layers that replace the base's; returns what it is."""
+    if head is None and not replaced:
+        return None
+    slot = bundle.manifest.head
+    if slot is None:
+        names = list(head.names.values()) if head else [name for r in replaced.values() for name in r.names]
+        fitted.problems.append(_no_kind("head", names, bundle.manifest))
+        return None
+    if head is None:
+        head = _assembled(fitted, replaced, slot, bundle)
+        if head is None:
+            return None
+    labels = head.factors["out_bias"].shape[-1]
+    style = head.style
+    if not style.labels:
+        known = bundle.manifest.base.labels
+        named = known if len(known) == labels else tuple(f"LABEL_{index}" for index in range(labels))
+        style = style.model_copy(update={"labels": named})
+    elif len(style.labels) != labels:
+        fitted.problems.append(
+            Problem(
+                Code.BAD_CONFIG,
+                "labels",
+                got=f"{len(style.labels)} names",
+                expected=f"{labels}, as the head's tensors have",
+                cause="the config of another head",
+                mend="put the config beside the head that it was saved with",
+            )
+        )
+    fitted.take(slot.slot.factors, head.factors, head.names)
+    return style
+
+
+def _assembled(
+    fitted: Fitted, replaced: Mapping[str, ReplacedLinear], slot: Head, bundle: Bundle
+) -> HeadWeights | None:
+    """Layers that replace the base's head, as a whole head; a layer that is not replaced is the base's."""
+    own = slot.own
+    known = (own.dense, own.out) if own else ()
+    strange = [module for module in replaced if module not in known]
+    if own is None or strange:
+        fitted.problems += [
+            Problem(
+                Code.NO_SLOT,
+                ", ".join(replaced[module].names),
+                got=f"{module} saved whole (modules_to_save)",
+                expected="layers of the head: " + (", ".join(p for p in known if p) or "none here"),
+                cause="the slots take adapters and heads, no other trained weights",
+                mend="train without it in modules_to_save",
+            )
+            for module in (strange if own else replaced)
+        ]
+        return None
+    return _head_of(own, {path: _layer(fitted, path, replaced, bundle) for path in known if path})
+
+
+def _layer(
+    fitted: Fitted, path: str, replaced: Mapping[str, ReplacedLinear], bundle: Bundle
+) -> ReplacedLinear | None:
+    if path in replaced:
+        return replaced[path]
+    weight, bias = f"{path}.weight", f"{path}.bias"
+    names = {entry.name for entry in bundle.manifest.weights}
+    if weight not in names:
+        fitted.problems.append(
+            Problem(
+                Code.ABSENT,
+                path,
+                got="no tensors in the adapter, and none in the base",
+                expected="all layers of the head",
+                mend="save the whole head with the adapter (modules_to_save)",
+            )
+        )
+        return None
+    frozen = FrozenWeights(bundle.root, bundle.manifest).linear(weight, bias if bias in names else None)
+    return ReplacedLinear(frozen.weight, frozen.bias, ())
+
+
+def _bias(layer: ReplacedLinear) -> Array:
+    return np.zeros(layer.weight.shape[0], np.float32) if layer.bias is None else layer.bias
+
+
+def _head_of(own: OwnHead, layers: Mapping[str, ReplacedLinear | None]) -> HeadWeights | None:
+    last, first = layers[own.out], layers[own.dense] if own.dense else None
+    if last is None or (own.dense and first is None):
+        return None
+    factors = {"out" if first is None else "deep": last.weight.T}
+    names = dict.fromkeys(factors, ", ".join(last.names) or own.out)
+    factors["out_bias"] = _bias(last)
+    names["out_bias"] = names[next(iter(factors))]
+    if first is not None:
+        factors["dense"] = first.weight.T
+        factors["dense_bias"] = _bias(first)
+        names |= dict.fromkeys(("dense", "dense_bias"), ", ".join(first.names) or str(own.dense))
+    activation = own.activation if first is not None else None
+    return HeadWeights(HeadStyle(feature=own.feature, activation=activation, labels=()), factors, names)
+
+
+def _no_kind(kind: str, names: list[str], manifest: Manifest) -> Problem:
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    slots = ",".join(dict.fromkeys((*manifest.slots, kind)))
+    again = "MODEL --task text-classification" if kind == "head" else "BUNDLE"
+    return Problem(
+        Code.NO_SLOT,
+        shown,
+        got=f"a {kind} of the adapter's own",
+        expected=f"what the bundle has slots for: {', '.join(manifest.slots) or 'nothing'}",
+        cause=f"the bundle was built without {kind} slots",
+        mend=f"adexport build {again} --slots {slots}",
+    )
+
+
+def _no_site(module: str, tensors: tuple[str, ...], manifest: Manifest) -> Problem:
+    if module in manifest.modules:
+        return Problem(
+            Code.UNKNOWN_SITE,
+            module,
+            got="an adapter for this module",
+            expected="a module with a slot",
+            cause="the bundle was built for other targets",
+            mend="adexport build BUNDLE --targets … (or --like ADAPTER)",
+        )
+    return Problem(
+        Code.UNKNOWN_SITE,
+        " and ".join(tensors),
+        got="a module that the base does not have",
+        expected=f"modules of {manifest.base.architecture}",
+        cause=f"trained on another base than {manifest.base.name}",
+        mend="bind it to a bundle of its own base",
+    )
