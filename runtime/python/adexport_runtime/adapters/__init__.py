@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import AdapterError, Code, Problem
 from ..files import DuplicateKeyError, load_json
-from . import peft
+from . import adapterhub, peft
 from .neutral import (
     BottleneckWeights,
     FrozenLinear,
@@ -41,7 +41,7 @@ class _Reader(NamedTuple):
     read: Callable[[Path, Path | None, dict[str, Any]], NeutralAdapter]
 
 
-_READERS = (_Reader(peft.recognises, peft.read),)
+_READERS = (_Reader(peft.recognises, peft.read), _Reader(adapterhub.recognises, adapterhub.read))
 
 
 def read_adapter(path: Path) -> NeutralAdapter:
@@ -57,6 +57,8 @@ def read_adapter(path: Path) -> NeutralAdapter:
         )
     folder = path if path.is_dir() else path.parent
     weights = None if path.is_dir() or path.name == CONFIG_FILE else path
+    if not (folder / CONFIG_FILE).exists():
+        adapterhub.refuse_without_config(folder)
     config = _read_config(folder / CONFIG_FILE)
     for reader in _READERS:
         if reader.recognises(config):
@@ -67,7 +69,7 @@ def read_adapter(path: Path) -> NeutralAdapter:
             Code.UNSUPPORTED,
             str(folder / CONFIG_FILE),
             got="keys " + ", ".join(sorted(config)[:8]),
-            expected="a PEFT config (with peft_type)",
+            expected="a config of PEFT (peft_type) or of AdapterHub (config, model_type and name)",
             cause="an adapter of another library",
         ),
     )
