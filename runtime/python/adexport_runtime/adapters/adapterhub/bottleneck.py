@@ -19,7 +19,7 @@ from ..neutral import BottleneckWeights
 from . import hypercomplex
 from .families import Family
 from .forms import BottleneckSettings
-from .keys import Blocks, Parts, Sorted, Tensor, shape_problems
+from .keys import FORGOTTEN, OTHER_CONFIG, Blocks, Parts, Sorted, Tensor, misplaced, shape_problems
 from .settings import refused
 
 Bottlenecks = dict[tuple[int, Location], BottleneckWeights]
@@ -35,11 +35,6 @@ _PLACES: dict[str, Location] = {
     "layer.0": "mh",  # T5
     "layer.1": "output",
 }
-_FORGOTTEN = (
-    "saved from a class whose modules have no prefix (BertModel, not BertAdapterModel), from which the "
-    "library forgets what all layers share"
-)
-_OTHER_CONFIG = "put the config beside the file that it was saved with"
 
 
 def read_bottlenecks(
@@ -79,7 +74,7 @@ def read_bottlenecks(
         elif all(_has(found.shared, part, shape) for part, shape in needed.items()):
             bottlenecks[layer, location] = site.weights()
     if needed or found.shared:
-        problems += shape_problems("shared_parameters", found.shared, needed, _FORGOTTEN)
+        problems += shape_problems("shared_parameters", found.shared, needed, FORGOTTEN)
     return bottlenecks, problems
 
 
@@ -125,16 +120,7 @@ def _places(
             stack = block.stack
             places[block.layer, location] = module
             continue
-        names = [tensor.name for tensor in parts.values()]
-        problems.append(
-            Problem(
-                Code.UNKNOWN_TENSOR,
-                names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
-                got=f"a bottleneck at {module}",
-                cause=why,
-                mend=_OTHER_CONFIG,
-            )
-        )
+        problems.append(misplaced(module, parts, why))
     return places, problems
 
 
@@ -208,7 +194,7 @@ class _Site:
                     got=f"width {bias.array.size} in the file",
                     expected=f"width {self.width} as the config says",
                     cause="adapter_config.json of another adapter",
-                    mend=_OTHER_CONFIG,
+                    mend=OTHER_CONFIG,
                 )
             ]
         if settings.phm_layer and (self.features % settings.phm_dim or self.width % settings.phm_dim):

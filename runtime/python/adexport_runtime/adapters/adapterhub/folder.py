@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from ...errors import AdapterError, Code, Problem
 from ...tensors import TensorFile, read_tensors
 from ..neutral import NeutralAdapter
-from . import legacy
-from .bottleneck import Bottlenecks, read_bottlenecks
+from . import forms, legacy, lora
+from .bottleneck import read_bottlenecks
 from .families import Family, family_of
-from .forms import parse_settings
-from .keys import sort_tensors
+from .head import Head, read_head
+from .keys import Kind, Sorted, sort_tensors
 
 WEIGHTS_FILE = "adapter.safetensors"
 PICKLED_FILE = "pytorch_adapter.bin"
@@ -97,34 +98,68 @@ def read(folder: Path, weights: Path | None, document: dict[str, Any]) -> Neutra
         raise pickled(folder, PICKLED_FILE, WEIGHTS_FILE)
     file = read_tensors(weights or folder / WEIGHTS_FILE)
     family, problems = family_of(folder, document["model_type"])
+    head = read_head(folder, family, document["model_type"])
     base_name = document.get("model_name")
     bare = NeutralAdapter(
         path=folder,
-        source_type="adapterhub:bottleneck",
-        sha256=file.sha256,
+        source_type="adapterhub:bottleneck" if method is None else "adapterhub:lora",
+        sha256=_sha256(file, head),
         base_name=base_name if isinstance(base_name, str) else None,
-        problems=tuple(problems),
+        head=head.weights if head else None,
+        problems=(*problems, *(head.problems if head else ())),
     )
-    return bare if family is None else _with_bottlenecks(bare, file, document, config, family)
+    if family is None:
+        return bare
+    kind: Kind = "adapters" if method is None else "loras"
+    found = sort_tensors(file, kind, name)
+    if config.get("use_gating"):
+        found = found.without("gate.")
+    bare = replace(bare, modules=frozenset(found.modules), problems=(*bare.problems, *found.problems))
+    if method is not None:
+        return _with_loras(bare, found, config, family)
+    inverse = any("invertible" in tensor for tensor in file.tensors)
+    return _with_bottlenecks(bare, found, document, config, family, inverse)
+
+
+def _sha256(file: TensorFile, head: Head | None) -> str:
+    """Of the tensor file; with a head, of the two files' hashes, one behind the other."""
+    if head is None or head.sha256 is None:
+        return file.sha256
+    return hashlib.sha256(bytes.fromhex(file.sha256 + head.sha256)).hexdigest()
 
 
 def _with_bottlenecks(
-    bare: NeutralAdapter, file: TensorFile, document: dict[str, Any], config: dict[str, Any], family: Family
+    bare: NeutralAdapter,
+    found: Sorted,
+    document: dict[str, Any],
+    config: dict[str, Any],
+    family: Family,
+    inverse: bool,
 ) -> NeutralAdapter:
-    found = sort_tensors(file, "adapters", document["name"])
-    found = found.without("gate.") if config.get("use_gating") else found
-    inverse = any("invertible" in name for name in file.tensors)
-    settings, style, problems = parse_settings(config, document, family, inverse)
-    problems += found.problems
-    bottlenecks: Bottlenecks = {}
-    if settings is not None:
-        bottlenecks, wrong = read_bottlenecks(found, settings, family, document.get("hidden_size"))
-        problems += wrong
+    settings, style, problems = forms.parse_settings(config, document, family, inverse)
+    if settings is None:
+        return replace(bare, problems=(*bare.problems, *problems))
+    bottlenecks, wrong = read_bottlenecks(found, settings, family, document.get("hidden_size"))
     return replace(
         bare,
         bottlenecks={} if style is None else bottlenecks,
         style=style,
-        modules=frozenset(found.modules),
-        claims=None if settings is None or style is None else settings.claims,
-        problems=(*bare.problems, *problems),
+        claims=None if style is None else settings.claims,
+        problems=(*bare.problems, *problems, *wrong),
+    )
+
+
+def _with_loras(
+    bare: NeutralAdapter, found: Sorted, config: dict[str, Any], family: Family
+) -> NeutralAdapter:
+    settings, problems = lora.parse_settings(config, family)
+    if settings is None:
+        return replace(bare, problems=(*bare.problems, *problems))
+    loras = lora.read_loras(found, settings, family)
+    return replace(
+        bare,
+        source_type=f"adapterhub:{settings.method}",
+        linears=loras.linears,
+        covers=loras.covers,
+        problems=(*bare.problems, *problems, *loras.problems),
     )

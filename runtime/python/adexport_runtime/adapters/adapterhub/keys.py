@@ -13,6 +13,13 @@ from . import legacy
 
 Kind = Literal["adapters", "loras"]
 
+#: why what all layers share may not be there
+FORGOTTEN = (
+    "saved from a class whose modules have no prefix (BertModel, not BertAdapterModel), from which the "
+    "library forgets what all layers share"
+)
+OTHER_CONFIG = "put the config beside the file that it was saved with"
+
 #: other tensors that the library writes -> what they are
 _EXPLAINED = tuple(
     (re.compile(rf"(.*\.)?({names})\..*", re.DOTALL), why)
@@ -131,7 +138,7 @@ def shape_problems(
             got=f"shape {list(tensor.array.shape)}",
             expected=", ".join(expected),
             cause="the config says nothing of such a tensor",
-            mend="put the config beside the file that it was saved with",
+            mend=OTHER_CONFIG,
         )
         for part, tensor in parts.items()
         if part not in expected
@@ -143,12 +150,24 @@ def shape_problems(
             got=f"shape {list(tensor.array.shape)}",
             expected=f"{list(expected[part])}, as the config says",
             cause="adapter_config.json of another adapter",
-            mend="put the config beside the file that it was saved with",
+            mend=OTHER_CONFIG,
         )
         for part, tensor in parts.items()
         if part in expected and tensor.array.shape != expected[part]
     ]
     return problems
+
+
+def misplaced(module: str, parts: Parts, why: str) -> Problem:
+    """A module with tensors where no adapter can be."""
+    names = [tensor.name for tensor in parts.values()]
+    return Problem(
+        Code.UNKNOWN_TENSOR,
+        names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
+        got=f"an adapter at {module}",
+        cause=why,
+        mend=OTHER_CONFIG,
+    )
 
 
 class Block(NamedTuple):
