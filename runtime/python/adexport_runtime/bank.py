@@ -308,7 +308,7 @@ class Bank:
             if old is not None:
                 common = tuple(slice(min(pair)) for pair in zip(fixed, old.shape[1:], strict=True))
                 for row in resident:
-                    new[row][common] = old[row][common]
+                    new[row, ...][common] = old[row, ...][common]
             arrays[name] = new
         with self._state:
             self._holders += [None] * (rows - len(self._holders))

@@ -41,7 +41,7 @@ def load_adapter(name: str, source: str | os.PathLike[str], bundle: Bundle) -> B
     """
     check_name(name)
     path = Path(source)
-    if path.is_file() and path.name != CONFIG_FILE and is_bound(file := read_tensors(path)):
+    if path.is_file() and path.name != CONFIG_FILE and is_bound(file := read_tensors(path, slashes=True)):
         return BoundAdapter.from_file(file, bundle.manifest, name)
     return bind_adapter(name, read_adapter(path), bundle)
 

@@ -39,6 +39,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 #: what no module path has: control characters and slashes
 _NO_PATH = re.compile(r"[\x00-\x1f/\\]")
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,13 @@ def _read_header(path: Path, content: bytes) -> dict[str, Any]:
     return header
 
 
-def _check_entries(path: Path, header: dict[str, Any]) -> None:
+def _check_entries(path: Path, header: dict[str, Any], *, slashes: bool) -> None:
+    unfit = _CONTROL if slashes else _NO_PATH
     problems = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if not name or _NO_PATH.search(name):
+        if not name or unfit.search(name):
             problems.append(
                 Problem(
                     Code.BAD_NAME,
@@ -151,8 +153,10 @@ def _check_entries(path: Path, header: dict[str, Any]) -> None:
         raise AdapterError(f"{path.name} is refused", problems)
 
 
-def read_tensors(path: Path) -> TensorFile:
+def read_tensors(path: Path, *, slashes: bool = False) -> TensorFile:
     """Read a whole safetensors file.
+
+    ``slashes`` allows them in names: some libraries put an adapter's name into those.
 
     Raises:
         AdapterError: the file is absent, truncated, a zip or a pickle, names a key twice, or
@@ -167,7 +171,7 @@ def read_tensors(path: Path) -> TensorFile:
     except Exception as error:
         raise _refuse(path, _not_safetensors(path, content, error)) from error
     header = _read_header(path, content)
-    _check_entries(path, header)
+    _check_entries(path, header, slashes=slashes)
     tensors = {
         name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
         for name, entry in sorted(entries, key=itemgetter(0))  # so that messages have one order

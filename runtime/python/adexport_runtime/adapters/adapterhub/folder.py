@@ -96,7 +96,7 @@ def read(folder: Path, weights: Path | None, document: dict[str, Any]) -> Neutra
         raise AdapterError(f"{folder.name} is refused", problems)
     if weights is None and (folder / PICKLED_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
         raise pickled(folder, PICKLED_FILE, WEIGHTS_FILE)
-    file = read_tensors(weights or folder / WEIGHTS_FILE)
+    file = read_tensors(weights or folder / WEIGHTS_FILE, slashes=True)
     family, problems = family_of(folder, document["model_type"])
     head = read_head(folder, family, document["model_type"])
     base_name = document.get("model_name")

@@ -81,7 +81,7 @@ def read_head(folder: Path, family: Family | None, model_type: object) -> Head |
     document, problems = _document(folder)
     if document is None:
         return Head(None, None, problems)
-    file = read_tensors(folder / WEIGHTS_FILE)
+    file = read_tensors(folder / WEIGHTS_FILE, slashes=True)
     settings, name, problems = _settings(document, family, model_type)
     if settings is None:
         return Head(None, file.sha256, problems)

@@ -1,0 +1,95 @@
+"""Golden adapters of every family: exact, also side by side in one batch, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adexport_runtime import AdapterError, Engine
+
+from .golden import GOLDEN, Golden, build, cases, check_alone, check_mixed, groups
+
+LIBRARIES = ("adapterhub", "peft")
+SERVED = [case for library in LIBRARIES for case in cases(library, "serve")]
+REFUSED = [case for library in LIBRARIES for case in cases(library, "refuse")]
+GROUPS = [group for library in LIBRARIES for group in groups(library)]
+
+#: PEFT takes PiSSA's and OLoRA's start from a float32 SVD or QR of its own
+LIMITS = {"pissa": 2e-5, "olora": 2e-5}
+
+
+class Engines:
+    """One engine for each bundle, with all its golden adapters bound; built when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[tuple[str, str, str], Engine] = {}
+
+    def __getitem__(self, group: tuple[str, str, str]) -> Engine:
+        if group not in self._open:
+            engine = Engine.open(build(group, self._folder / "-".join(group)), threads=1)
+            for case in SERVED:
+                if case.group == group:
+                    engine.bind(case.case, case.path)
+            self._open[group] = engine
+        return self._open[group]
+
+    def close(self) -> None:
+        for engine in self._open.values():
+            engine.close()
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    made = Engines(tmp_path_factory.mktemp("golden"))
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SERVED, ids=str)
+def test_served(engines: Engines, case: Golden) -> None:
+    check_alone(engines[case.group], case, LIMITS.get(case.family, 1e-5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS, ids="-".join)
+def test_all_families_in_one_batch(engines: Engines, group: tuple[str, str, str]) -> None:
+    check_mixed(engines[group], [case for case in SERVED if case.group == group], 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+def test_refused(engines: Engines, case: Golden) -> None:
+    """Whatever the bundle has slots for; a base that serves nothing here is checked against BERT's."""
+    group = case.group if case.group in GROUPS else (case.library, "bert", "feature-extraction")
+    engine = engines[group]
+    before = engine.adapters()
+    with pytest.raises(AdapterError) as caught:
+        engine.bind("refused", case.path)
+    assert engine.adapters() == before
+    for problem in caught.value.problems:
+        assert problem.subject
+        assert problem.got or problem.cause, problem
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["bert", "llama"])
+def test_base_rows_beside_every_slot(engines: Engines, base: str) -> None:
+    """With every kind of slot in the graph, a row without an adapter is the plain base's."""
+    from safetensors.numpy import load_file
+
+    plain = load_file(GOLDEN / "adapterhub" / base / "base.safetensors")
+    engine = engines["adapterhub", base, "feature-extraction"]
+    assert {"lora", "scale", "bottleneck"} <= set(engine.bundle.manifest.slots)
+    ids, mask = plain["input_ids"], plain["attention_mask"]
+    names = [None, "seq_bn", None, "lora-attn"][: len(ids)]
+    names = [name if name in engine.adapters() or name is None else None for name in names]
+    got = engine.run({"input_ids": ids, "attention_mask": mask}, names)["last_hidden_state"]
+    for row, name in enumerate(names):
+        if name is None:
+            real = mask[row].astype(bool)
+            assert np.abs(got[row] - plain["last_hidden_state"][row])[real].max() <= 1e-6 * 4
