@@ -51,7 +51,12 @@ def fit_linears(fitted: Fitted, updates: Mapping[str, LinearUpdate], bundle: Bun
         if site is None:
             fitted.problems.append(_no_site(module, update.tensors, manifest))
             continue
-        lacking = update.kinds - site.linear.factors.keys()
+        try:
+            weights = update.solve(lambda site=site: frozen.linear(site.weight, site.bias))  # type: ignore[misc]
+        except AdapterError as error:
+            fitted.problems += error.problems
+            continue
+        lacking = weights.kinds - site.linear.factors.keys()
         if lacking:
             needed = manifest.slots + tuple(sorted({_OPTIONS[kind] for kind in lacking}))
             fitted.problems.append(
@@ -64,11 +69,6 @@ def fit_linears(fitted: Fitted, updates: Mapping[str, LinearUpdate], bundle: Bun
                     mend=f"adexport build BUNDLE --slots {','.join(needed)} (or --like ADAPTER)",
                 )
             )
-            continue
-        try:
-            weights = update.solve(lambda site=site: frozen.linear(site.weight, site.bias))  # type: ignore[misc]
-        except AdapterError as error:
-            fitted.problems += error.problems
             continue
         fitted.take(site.linear.factors, weights.factors, weights.names)
 

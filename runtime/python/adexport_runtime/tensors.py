@@ -114,7 +114,7 @@ def _read_header(path: Path, content: bytes) -> dict[str, Any]:
     return header
 
 
-def _check_entries(path: Path, header: dict[str, Any], *, slashes: bool) -> None:
+def _check_entries(path: Path, header: dict[str, Any], *, empty: bool, slashes: bool) -> None:
     unfit = _CONTROL if slashes else _NO_PATH
     problems = []
     for name, entry in header.items():
@@ -129,7 +129,7 @@ def _check_entries(path: Path, header: dict[str, Any], *, slashes: bool) -> None
                     cause="a tampered file",
                 )
             )
-        if 0 in entry["shape"]:
+        if 0 in entry["shape"] and not empty:
             problems.append(
                 Problem(
                     Code.EMPTY_TENSOR,
@@ -153,10 +153,13 @@ def _check_entries(path: Path, header: dict[str, Any], *, slashes: bool) -> None
         raise AdapterError(f"{path.name} is refused", problems)
 
 
-def read_tensors(path: Path, *, slashes: bool = False) -> TensorFile:
+def read_tensors(path: Path, *, empty: bool = False, slashes: bool = False) -> TensorFile:
     """Read a whole safetensors file.
 
-    ``slashes`` allows them in names: some libraries put an adapter's name into those.
+    Args:
+        path: of the file.
+        empty: whether tensors without elements can be meant; else they are refused.
+        slashes: whether names can hold them: some libraries put an adapter's name into those.
 
     Raises:
         AdapterError: the file is absent, truncated, a zip or a pickle, names a key twice, or
@@ -171,7 +174,7 @@ def read_tensors(path: Path, *, slashes: bool = False) -> TensorFile:
     except Exception as error:
         raise _refuse(path, _not_safetensors(path, content, error)) from error
     header = _read_header(path, content)
-    _check_entries(path, header, slashes=slashes)
+    _check_entries(path, header, empty=empty, slashes=slashes)
     tensors = {
         name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
         for name, entry in sorted(entries, key=itemgetter(0))  # so that messages have one order

@@ -18,10 +18,14 @@ from ..tensors import Array
 
 @dataclass(frozen=True)
 class FrozenLinear:
-    """A linear layer of the base: ``weight`` ``[out, in]`` float32, ``bias`` ``[out]`` or None."""
+    """A linear layer of the base: ``weight`` ``[out, in]`` float32, ``bias`` ``[out]`` or None.
+
+    ``transposed`` says that the checkpoint stores the weight ``[in, out]``.
+    """
 
     weight: Array
     bias: Array | None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,9 @@ class LinearWeights:
 class LinearRecipe:
     """An update whose factors depend on the frozen layer (DoRA's norms, PiSSA's residual, …).
 
-    ``kinds`` and ``rank`` are known without the base. ``finish`` computes the factors; what makes
-    that impossible (a shape that does not fit the layer) it raises as an ``AdapterError``.
+    ``kinds`` and ``rank`` are known without the base; ``kinds`` are all that it may bring (DoRA has no
+    bias where the layer has none). ``finish`` computes the factors; what makes that impossible (a shape
+    that does not fit the layer) it raises as an ``AdapterError``.
     """
 
     kinds: frozenset[str]
