@@ -26,7 +26,9 @@ def frozen_weights(bundle: Path) -> tuple[FrozenWeight, ...]:
     found: dict[str, FrozenWeight] = {}
     small = bytearray()
     for node in opaque(graph, LINEAR):
-        transposed = bool(node.attributes["transposed"].as_int())
+        transposed, in_checkpoint = (
+            bool(node.attributes[name].as_int()) for name in ("transposed", "checkpoint_transposed")
+        )
         for index, value in enumerate(node.inputs[1:]):
             tensor = None if value is None else value.const_value
             if value is None or value.name in found or tensor is None:
@@ -44,6 +46,7 @@ def frozen_weights(bundle: Path) -> tuple[FrozenWeight, ...]:
                 offset=offset,
                 shape=shape,
                 transposed=transposed and index == 0,
+                checkpoint_transposed=in_checkpoint and index == 0,
             )
     if small:
         (bundle / _SMALL).write_bytes(small)

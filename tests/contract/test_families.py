@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ class Engines:
             engine = Engine.open(build(group, self._folder / "-".join(group)), threads=1)
             for case in SERVED:
                 if case.group == group:
-                    engine.bind(case.case, case.path)
+                    with suppress(AdapterError):  # the case's own test shows it
+                        engine.bind(case.name, case.path)
             self._open[group] = engine
         return self._open[group]
 
@@ -52,7 +54,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SERVED, ids=str)
 def test_served(engines: Engines, case: Golden) -> None:
-    check_alone(engines[case.group], case, LIMITS.get(case.family, 1e-5))
+    engine = engines[case.group]
+    engine.bind(case.name, case.path)
+    check_alone(engine, case, LIMITS.get(case.family, 1e-5))
 
 
 @pytest.mark.slow

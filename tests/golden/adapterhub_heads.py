@@ -65,7 +65,15 @@ def heads(base: str) -> Iterator[Case]:
         {"num_labels": 3, "activation_function": "relu", "id2label": names[3]},
         double(),
     )
-    yield head("classification-3_layers", text, "classification", {"num_labels": 5, "layers": 3}, double())
+    yield head(
+        "classification-3_layers",
+        text,
+        "classification",
+        {"num_labels": 5, "layers": 3},
+        double(),
+        kind="refuse",
+        why="a head slot carries one or two layers",
+    )
     # without an activation the second linear is heads.N.3, not .4
     yield head(
         "classification-no_activation",

@@ -13,7 +13,7 @@ from adexport_runtime.adapters import CONFIG_FILE, read_adapter
 from adexport_runtime.bound import BoundAdapter, is_bound
 from adexport_runtime.bundle import MANIFEST_FILE, Bundle
 from adexport_runtime.errors import Problem
-from adexport_runtime.tensors import read_tensors
+from adexport_runtime.tensors import peek_metadata
 
 from .console import json_option, out, print_json, refusals, size
 
@@ -27,7 +27,7 @@ def inspect(path: Path, check: bool, as_json: bool) -> None:
     """Show what PATH is: a bundle, a bound adapter, or a foreign adapter; needs no torch."""
     if (path / MANIFEST_FILE).exists():
         facts = _bundle(path, check)
-    elif path.is_file() and path.name != CONFIG_FILE and is_bound(read_tensors(path)):
+    elif path.is_file() and path.name != CONFIG_FILE and is_bound(peek_metadata(path)):
         facts = _bound(path)
     else:
         facts = _foreign(path)

@@ -52,6 +52,7 @@ class TracedLinear(nn.Module):
                 "in_features": into,
                 "out_features": out,
                 "transposed": int(self.transposed),
+                "checkpoint_transposed": int(self.transposed),
             },
             dtype=x.dtype,
             shape=(*x.shape[:-1], out),

@@ -15,7 +15,7 @@ from .fit import fit_problems
 from .manifest import Manifest
 from .names import check_name
 from .place import Fitted, fit_bottlenecks, fit_head, fit_linears
-from .tensors import read_tensors
+from .tensors import peek_metadata, read_tensors
 
 
 def default_name(path: Path) -> str:
@@ -41,8 +41,8 @@ def load_adapter(name: str, source: str | os.PathLike[str], bundle: Bundle) -> B
     """
     check_name(name)
     path = Path(source)
-    if path.is_file() and path.name != CONFIG_FILE and is_bound(file := read_tensors(path, slashes=True)):
-        return BoundAdapter.from_file(file, bundle.manifest, name)
+    if path.is_file() and path.name != CONFIG_FILE and is_bound(peek_metadata(path)):
+        return BoundAdapter.from_file(read_tensors(path), bundle.manifest, name)
     return bind_adapter(name, read_adapter(path), bundle)
 
 

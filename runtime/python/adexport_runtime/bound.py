@@ -141,7 +141,7 @@ class BoundAdapter:
     @classmethod
     def _from_metadata(cls, file: TensorFile) -> BoundAdapter:
         headline = f"{file.path.name} is refused"
-        if not is_bound(file):
+        if not is_bound(file.metadata):
             raise AdapterError(
                 headline,
                 Problem(
@@ -208,9 +208,9 @@ def _style(file: TensorFile, key: str, kind: type[_Style]) -> _Style | None:
         ) from None
 
 
-def is_bound(file: TensorFile) -> bool:
-    """Whether a safetensors file says that it is a bound adapter."""
-    return file.metadata.get("format") == FORMAT
+def is_bound(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata of a safetensors file say that it is a bound adapter."""
+    return metadata.get("format") == FORMAT
 
 
 def _base_problems(adapter: BoundAdapter, manifest: Manifest) -> list[Problem]:

@@ -94,7 +94,8 @@ class Limits(Schema):
 class FrozenWeight(Schema):
     """Where a frozen float32 weight of the base lies: ``bytes`` from ``offset`` of the file ``path``.
 
-    ``shape`` is as stored; ``transposed`` says that a linear layer's weight is stored ``[in, out]``.
+    ``shape`` is as stored; ``transposed`` says that a linear layer's weight is stored ``[in, out]``, and
+    ``checkpoint_transposed`` that the base's own checkpoint has it so (GPT-2's Conv1D).
     """
 
     name: str
@@ -102,6 +103,7 @@ class FrozenWeight(Schema):
     offset: Annotated[int, Field(ge=0)]
     shape: tuple[Annotated[int, Field(ge=0)], ...]
     transposed: bool
+    checkpoint_transposed: bool
 
 
 class Tokenizer(Schema):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import struct
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 #: what no module path has: control characters and slashes
 _NO_PATH = re.compile(r"[\x00-\x1f/\\]")
+_LARGEST_HEADER = 100_000_000
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
@@ -188,6 +190,20 @@ def read_tensors(path: Path, *, empty: bool = False, slashes: bool = False) -> T
         sha256=hashlib.sha256(content).hexdigest(),
         size=len(content),
     )
+
+
+def peek_metadata(path: Path) -> Mapping[str, str]:
+    """The metadata of a safetensors file, read without its tensors; empty if it is no such file.
+
+    Good enough to tell which reader a file is for; that reader checks it.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, _LARGEST_HEADER)))
+            return dict(header["__metadata__"])
+    except (OSError, struct.error, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:

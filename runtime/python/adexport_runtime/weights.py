@@ -31,7 +31,7 @@ class FrozenWeights:
         return FrozenLinear(
             weight=matrix.T if entry.transposed else matrix,
             bias=None if bias is None else self._read(self._entry(bias)),
-            transposed=entry.transposed,
+            transposed=entry.checkpoint_transposed,
         )
 
     def _entry(self, name: str) -> FrozenWeight:
