@@ -55,8 +55,7 @@ def frozen(module: torch.nn.Module) -> FrozenLinear:
     """A copy of a layer, before PEFT can change it."""
     weight = module.weight.detach().numpy().copy()
     bias = None if module.bias is None else module.bias.detach().numpy().copy()
-    stored = isinstance(module, Conv1D)
-    return FrozenLinear(weight.T if stored else weight, bias, transposed=stored)
+    return FrozenLinear(weight.T if isinstance(module, Conv1D) else weight, bias)
 
 
 def linears(model: torch.nn.Module) -> dict[str, FrozenLinear]:

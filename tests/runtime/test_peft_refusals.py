@@ -105,6 +105,8 @@ class TestConfig:
         [
             ("lora", {"init_lora_weights": "of_tomorrow"}, "init_lora_weights"),
             ("lora", {"use_dora": True, "velora_config": {"num_groups": 2}}, "use_dora and velora_config"),
+            ("dora", {"lora_bias": True}, "use_dora and lora_bias"),
+            ("bdlora", {"init_lora_weights": "mica"}, "use_bdlora and mica"),
             ("miss", {"init_weights": "of_tomorrow"}, "init_weights"),
             ("adalora", {"use_dora": True}, "use_dora"),
             ("vera", {"bias": "all"}, "bias"),
@@ -416,11 +418,20 @@ class TestBase:
             for name in [name for name in tensors if name.endswith("lora_A.weight")]:
                 tensors[name] = np.ascontiguousarray(tensors[name][:, :12])
 
-        adapter = read_adapter(edit_tensors(golden("olora"), narrow))
+        folder = edit_tensors(golden("olora"), narrow)
         base = layer(into=12)
-        adapter.linears[Q0].solve(lambda: base)
-        stored = FrozenLinear(base.weight, base.bias, transposed=True)
-        assert solved(adapter, Q0, stored) == {Code.UNSUPPORTED: {Q0}}
+        read_adapter(folder).linears[Q0].solve(lambda: base)
+        stored = edit_config(folder, fan_in_fan_out=True)
+        assert solved(read_adapter(stored), Q0, base) == {Code.UNSUPPORTED: {Q0}}
+
+    @pytest.mark.parametrize("case", ["pissa", "olora", "lora"])
+    def test_a_start_that_changes_the_embedding_too(self, golden: Golden, case: str) -> None:
+        def rename(tensors: Tensors) -> None:
+            for name in [name for name in tensors if Q0 in name]:
+                tensors[name.replace(Q0, "cls.lm_head")] = tensors.pop(name)
+
+        expected = {} if case == "lora" else {Code.UNSUPPORTED: {"cls.lm_head"}}
+        assert culprits(edit_tensors(golden(case), rename)) == expected
 
     def test_not_finite_factors_come_through(self, golden: Golden) -> None:
         """They are refused by their values, where all values are."""

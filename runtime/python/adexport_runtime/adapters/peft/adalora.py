@@ -24,6 +24,7 @@ class AdaLoraConfig(TunerConfig):
     ignored: ClassVar[frozenset[str]] = LoraConfig.ignored | frozenset(
         [
             "r",
+            "fan_in_fan_out",
             "use_rslora",
             "alpha_pattern",
             "init_lora_weights",

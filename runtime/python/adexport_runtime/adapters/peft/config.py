@@ -30,7 +30,6 @@ IGNORED = frozenset(
         "base_model_name_or_path",
         "revision",
         "inference_mode",
-        "fan_in_fan_out",  # PEFT corrects it by the layer's type, and no factor depends on it
     ]
 )
 

@@ -15,7 +15,7 @@ from .method import Method, parts
 class IA3Config(TunerConfig):
     """The keys of an IA3 config that decide what its tensors mean."""
 
-    ignored: ClassVar[frozenset[str]] = frozenset(["init_ia3_weights"])
+    ignored: ClassVar[frozenset[str]] = frozenset(["fan_in_fan_out", "init_ia3_weights"])
 
     feedforward_modules: str | list[str] | None = None
 

@@ -8,7 +8,8 @@ With ``s`` the scaling, ``W`` and ``b`` the base's weight and bias::
     PiSSA (2404.02948)      W becomes W - s B0 A0, where s B0 A0 is the closest to W of rank r
     OLoRA (2406.01775)      W becomes W - s Q R, of the first columns of Q and rows of R
 
-The last two change the base when an adapter is made, and again whenever it is loaded.
+The last two change the base when an adapter is made, and again whenever it is loaded. OLoRA decomposes
+the weight as the checkpoint stores it, which is ``[in, out]`` for GPT-2's Conv1D.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ _REPEATABLE = ("pissa", "olora")
 _ANY_CASE = ("gaussian", "mica", "olora")
 _CONVERT = "save again with save_pretrained(path_initial_model_for_weight_conversion=…)"
 
+#: layers whose weight may be that of the embedding, which PEFT then changes as well
+_TIED = ("lm_head", "embed_out", "decoder", "output_projection", "vocab_projector")
+
 #: settings that PEFT takes one at a time
 _VARIANTS = ("use_dora", "use_bdlora", "velora_config")
 
@@ -66,6 +70,7 @@ class LoraConfig(RankedConfig):
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         [
+            "fan_in_fan_out",
             "lora_dropout",
             "megatron_config",
             "megatron_core",
@@ -118,6 +123,8 @@ class LoraConfig(RankedConfig):
         if init and init not in (*_PLAIN, *_REPEATABLE):
             problems.append(_refused_start(init))
         variants = [key for key in _VARIANTS if data.get(key)] + ["mica"] * (init == "mica")
+        if data.get("use_dora") and data.get("lora_bias"):
+            variants.append("lora_bias")
         if len(variants) > 1:
             problems.append(
                 Problem(
@@ -163,6 +170,16 @@ def update(layer: Layer, config: LoraConfig) -> LinearUpdate:
     _check_parts(layer, config, blocked)
     a, b = _dense(layer, config, blocked)
     scaling = config.scaling(layer.module)
+    if config.mutation is not None and layer.module.rpartition(".")[2] in _TIED:
+        raise layer.refusal(
+            Problem(
+                Code.UNSUPPORTED,
+                layer.module,
+                got=f"init_lora_weights={config.mutation!r}",
+                cause="the layer may share its weight with the embedding, which PEFT then changes as well",
+                mend=_CONVERT,
+            )
+        )
     names = {"lora_A": layer.name("lora_A.weight"), "lora_B": layer.name("lora_B.weight")}
     factors = {}
     if "lora_B.bias" in layer.tensors:
@@ -180,7 +197,7 @@ def update(layer: Layer, config: LoraConfig) -> LinearUpdate:
         layer.fits(base, "lora_B.weight", out=b.shape[0])
         left, right = b * scaling, a
         if config.mutation is not None:
-            first, second = _taken_out(layer, base, config.mutation, a.shape[0], scaling)
+            first, second = _taken_out(layer, base, config, scaling)
             left, right = np.hstack([left, -first]), np.vstack([right, second])
         whole = dict(factors)
         called = dict(names)
@@ -243,27 +260,26 @@ def _dense(layer: Layer, config: LoraConfig, blocked: str | None) -> tuple[Array
     return a, b
 
 
-def _taken_out(
-    layer: Layer, base: FrozenLinear, mutation: str, rank: int, scaling: float
-) -> tuple[Array, Array]:
+def _taken_out(layer: Layer, base: FrozenLinear, config: LoraConfig, scaling: float) -> tuple[Array, Array]:
     """What PEFT takes out of the base's weight, as a product ``[out, rank] @ [rank, in]``."""
     weight = base.weight.astype(np.float64)
-    if mutation == "pissa":
+    rank, transposed = config.rank(layer.module), base.transposed
+    if config.mutation == "pissa":
         # the scaling cancels: PEFT divides the singular values by it, and multiplies the product
         found = principal(weight, rank) if scaling > 0 else None
-    elif base.transposed and weight.shape[0] != weight.shape[1]:
+    elif transposed and weight.shape[0] != weight.shape[1]:
         found = None  # PEFT decomposes the weight as stored, and its factors do not fit the layer
     else:
-        found = leading(weight.T if base.transposed else weight, rank)
+        found = leading(weight.T if transposed else weight, rank)
         if found is not None:
             q, r = found
-            found = (r.T * scaling, q.T) if base.transposed else (q * scaling, r)
+            found = (r.T * scaling, q.T) if transposed else (q * scaling, r)
     if found is None:
         raise layer.refusal(
             Problem(
                 Code.UNSUPPORTED,
                 layer.module,
-                got=f"init_lora_weights={mutation!r} with rank {rank} and scaling {scaling:g}",
+                got=f"init_lora_weights={config.mutation!r} with rank {rank} and scaling {scaling:g}",
                 cause="the base's weight does not determine what this takes out of it",
                 mend=_CONVERT,
             )

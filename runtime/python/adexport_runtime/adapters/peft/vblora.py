@@ -28,7 +28,7 @@ class VBLoraConfig(TunerConfig):
     """The keys of a VB-LoRA config that decide what its tensors mean."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
-        ["vblora_dropout", "init_vector_bank_bound", "init_logits_std"]
+        ["fan_in_fan_out", "vblora_dropout", "init_vector_bank_bound", "init_logits_std"]
     )
 
     r: Count

@@ -19,7 +19,7 @@ class VeraConfig(TunerConfig):
     """The keys of a VeRA config that decide what its tensors mean."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
-        ["projection_prng_key", "vera_dropout", "d_initial", "init_weights"]
+        ["fan_in_fan_out", "projection_prng_key", "vera_dropout", "d_initial", "init_weights"]
     )
 
     r: Count
