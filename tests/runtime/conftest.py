@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from adexport.options import TOLERANCE, BuildOptions
 from adexport_runtime import AdapterError, Bundle, Code, Engine, bind_into_bundle
 from tests.conftest import TINY, MakeLora
 
-from .support import hidden, ids, subjects
+from .support import GOLDEN_PEFT, hidden, ids, subjects
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +115,17 @@ def refuse(bundle_copy: Path, good_lora: Path) -> Refuse:
         return by_engine.value
 
     return check
+
+
+GoldenCopy = Callable[[str], Path]
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> GoldenCopy:
+    """``golden("dora")`` or ``golden("llama/dora")``: a copy of a PEFT adapter that a test may change."""
+
+    def copy(case: str) -> Path:
+        base, _, name = case.rpartition("/")
+        return Path(shutil.copytree(GOLDEN_PEFT / (base or "bert") / name, tmp_path / name))
+
+    return copy

@@ -12,10 +12,14 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from adexport_runtime import AdexportError, Code, Engine
+from adexport_runtime import AdapterError, AdexportError, Code, Engine
+from adexport_runtime.adapters import read_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+
+#: adapters made by PEFT, and what it computed with them
+GOLDEN_PEFT = Path(__file__).parents[1] / "golden" / "peft"
 
 #: the linear layers of one block of the tiny BERT
 QUERY = "encoder.layer.{}.attention.self.query"
@@ -81,3 +85,15 @@ def hidden(engine: Engine, inputs: Any, adapters: Any = None) -> np.ndarray:
     """The last hidden state of a run."""
     feeds = inputs if isinstance(inputs, dict) else {"input_ids": inputs}
     return engine.run(feeds, adapters)["last_hidden_state"]
+
+
+def culprits(folder: Path) -> dict[Code, set[str]]:
+    """All problems of reading, by code."""
+    try:
+        problems = read_adapter(folder).problems
+    except AdapterError as error:
+        problems = error.problems
+    found: dict[Code, set[str]] = {}
+    for problem in problems:
+        found.setdefault(problem.code, set()).add(problem.subject)
+    return found

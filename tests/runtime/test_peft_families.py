@@ -22,8 +22,9 @@ from transformers.pytorch_utils import Conv1D
 from adexport_runtime import AdapterError
 from adexport_runtime.adapters import FrozenLinear, LinearUpdate, LinearWeights, read_adapter
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "peft"
-INDEX: list[dict[str, Any]] = json.loads((GOLDEN / "index.json").read_text())
+from .support import GOLDEN_PEFT
+
+INDEX: list[dict[str, Any]] = json.loads((GOLDEN_PEFT / "index.json").read_text())
 AUTO = {
     "FEATURE_EXTRACTION": AutoModel,
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -69,9 +70,9 @@ def linears(model: torch.nn.Module) -> dict[str, FrozenLinear]:
 def load(entry: Mapping[str, Any]) -> tuple[dict[str, FrozenLinear], Any]:
     """The base's layers, and the base with the adapter as PEFT loads it."""
     labels = {"num_labels": entry["labels"], "ignore_mismatched_sizes": True} if "labels" in entry else {}
-    base = AUTO[entry["task"]].from_pretrained(GOLDEN / "bases" / entry["base"], **labels)
+    base = AUTO[entry["task"]].from_pretrained(GOLDEN_PEFT / "bases" / entry["base"], **labels)
     layers = linears(base)
-    return layers, PeftModel.from_pretrained(base, GOLDEN / entry["base"] / entry["case"]).eval()
+    return layers, PeftModel.from_pretrained(base, GOLDEN_PEFT / entry["base"] / entry["case"]).eval()
 
 
 def check_layers(folder: Path, layers: Mapping[str, FrozenLinear], model: Any) -> set[str]:
@@ -110,7 +111,7 @@ def check_layers(folder: Path, layers: Mapping[str, FrozenLinear], model: Any) -
 @pytest.mark.parametrize("entry", named("serve"))
 def test_the_slot_computes_what_peft_computes(entry: dict[str, Any]) -> None:
     layers, model = load(entry)
-    kinds = check_layers(GOLDEN / entry["base"] / entry["case"], layers, model.double())
+    kinds = check_layers(GOLDEN_PEFT / entry["base"] / entry["case"], layers, model.double())
     assert {FACTORS[kind] for kind in kinds} == set(entry["needs"]) - {"head"}
 
 
@@ -158,7 +159,7 @@ TOGETHER: dict[str, peft.PeftConfig] = {
 @pytest.mark.parametrize("name", TOGETHER)
 def test_settings_together(name: str, tmp_path: Path) -> None:
     torch.manual_seed(len(name))
-    base = AutoModel.from_pretrained(GOLDEN / "bases" / "bert")
+    base = AutoModel.from_pretrained(GOLDEN_PEFT / "bases" / "bert")
     layers = linears(base)
     model = peft.get_peft_model(base, copy.deepcopy(TOGETHER[name]))
     with torch.no_grad():
@@ -166,13 +167,13 @@ def test_settings_together(name: str, tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape) * 0.3)
     model.save_pretrained(str(tmp_path))
-    again = PeftModel.from_pretrained(AutoModel.from_pretrained(GOLDEN / "bases" / "bert"), tmp_path)
+    again = PeftModel.from_pretrained(AutoModel.from_pretrained(GOLDEN_PEFT / "bases" / "bert"), tmp_path)
     check_layers(tmp_path, layers, again.eval().double())
 
 
 @pytest.mark.parametrize("entry", [param for param in named("serve") if "head" in param.values[0]["needs"]])
 def test_heads_are_what_peft_puts_in_their_place(entry: dict[str, Any]) -> None:
-    adapter = read_adapter(GOLDEN / entry["base"] / entry["case"])
+    adapter = read_adapter(GOLDEN_PEFT / entry["base"] / entry["case"])
     _, model = load(entry)
     expected = {
         f"{name}.{inner}".removesuffix("."): frozen(module)
@@ -191,7 +192,7 @@ def test_heads_are_what_peft_puts_in_their_place(entry: dict[str, Any]) -> None:
 @pytest.mark.parametrize("entry", named("refuse"))
 def test_refused_with_its_reason(entry: dict[str, Any]) -> None:
     try:
-        problems = read_adapter(GOLDEN / entry["base"] / entry["case"]).problems
+        problems = read_adapter(GOLDEN_PEFT / entry["base"] / entry["case"]).problems
     except AdapterError as error:
         problems = error.problems
     assert problems

@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import peft
 import pytest
 
 from adexport_runtime import AdapterError, Code
 from adexport_runtime.adapters import FrozenLinear, NeutralAdapter, read_adapter
-from adexport_runtime.adapters.peft import METHODS
-from adexport_runtime.adapters.peft.config import IGNORED
 
-from .support import QUERY, VALUE, Tensors, edit_config, edit_tensors, names_in
+from .conftest import GoldenCopy
+from .support import GOLDEN_PEFT, QUERY, VALUE, Tensors, culprits, edit_config, edit_tensors, names_in
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "peft"
 PREFIX = "base_model.model."
 Q0 = QUERY.format(0)
 SITES = {form.format(n) for form in (QUERY, VALUE) for n in (0, 1)}
-
-Golden = Callable[[str], Path]
-
-
-@pytest.fixture
-def golden(tmp_path: Path) -> Golden:
-    """A copy of a golden adapter of BERT that a test may change."""
-
-    def copy(case: str) -> Path:
-        base, _, name = case.rpartition("/")
-        return Path(shutil.copytree(GOLDEN / (base or "bert") / name, tmp_path / name))
-
-    return copy
-
-
-def culprits(folder: Path) -> dict[Code, set[str]]:
-    """All problems of reading, by code."""
-    try:
-        problems = read_adapter(folder).problems
-    except AdapterError as error:
-        problems = error.problems
-    found: dict[Code, set[str]] = {}
-    for problem in problems:
-        found.setdefault(problem.code, set()).add(problem.subject)
-    return found
 
 
 def solved(adapter: NeutralAdapter, module: str, base: FrozenLinear) -> dict[Code, set[str]]:
@@ -62,105 +28,6 @@ def layer(out: int = 16, into: int = 16, bias: bool = True) -> FrozenLinear:
     random = np.random.default_rng(0)
     weight = random.standard_normal((out, into)).astype(np.float32)
     return FrozenLinear(weight, np.ones(out, np.float32) if bias else None)
-
-
-CONFIGS = {
-    "LORA": peft.LoraConfig,
-    "ADALORA": peft.AdaLoraConfig,
-    "IA3": peft.IA3Config,
-    "VERA": peft.VeraConfig,
-    "LOHA": peft.LoHaConfig,
-    "LOKR": peft.LoKrConfig,
-    "MISS": peft.MissConfig,
-    "HRA": peft.HRAConfig,
-    "DELORA": peft.DeloraConfig,
-    "VBLORA": peft.VBLoRAConfig,
-}
-
-
-class TestConfig:
-    @pytest.mark.parametrize("kind", METHODS)
-    def test_every_key_of_peft_is_used_ignored_or_refused(self, kind: str) -> None:
-        ours = METHODS[kind].config
-        known = IGNORED | ours.ignored | ours.refused.keys() | ours.model_fields.keys()
-        assert {field.name for field in dataclasses.fields(CONFIGS[kind])} <= known
-
-    @pytest.mark.parametrize("kind", METHODS)
-    def test_no_key_is_used_and_ignored(self, kind: str) -> None:
-        ours = METHODS[kind].config
-        used = ours.model_fields.keys()
-        assert not (ours.ignored | IGNORED) & used
-        assert not ours.refused.keys() & (used | ours.ignored)
-
-    @pytest.mark.parametrize(
-        "case", ["ia3", "adalora", "vera", "loha", "lokr", "miss", "hra", "delora", "vblora"]
-    )
-    def test_an_unknown_key_that_says_something(self, golden: Golden, case: str) -> None:
-        folder = edit_config(golden(case), a_key_of_tomorrow=3)
-        assert culprits(folder) == {Code.UNSUPPORTED: {"a_key_of_tomorrow"}}
-        assert culprits(edit_config(folder, a_key_of_tomorrow=False)) == {}
-
-    @pytest.mark.parametrize(
-        ("case", "changes", "culprit"),
-        [
-            ("lora", {"init_lora_weights": "of_tomorrow"}, "init_lora_weights"),
-            ("lora", {"use_dora": True, "velora_config": {"num_groups": 2}}, "use_dora and velora_config"),
-            ("dora", {"lora_bias": True}, "use_dora and lora_bias"),
-            ("bdlora", {"init_lora_weights": "mica"}, "use_bdlora and mica"),
-            ("miss", {"init_weights": "of_tomorrow"}, "init_weights"),
-            ("adalora", {"use_dora": True}, "use_dora"),
-            ("vera", {"bias": "all"}, "bias"),
-            ("delora", {"bias": "some"}, "bias"),
-        ],
-    )
-    def test_values(self, golden: Golden, case: str, changes: dict[str, Any], culprit: str) -> None:
-        assert culprit in culprits(edit_config(golden(case), **changes))[Code.UNSUPPORTED]
-
-    @pytest.mark.parametrize(
-        ("case", "changes", "culprit"),
-        [
-            ("loha", {"alpha": "much"}, "alpha"),
-            ("vblora", {"topk": 0}, "topk"),
-            ("adalora", {"init_r": None}, "init_r"),
-            ("ia3", {"feedforward_modules": "("}, "feedforward_modules '('"),
-            ("lora", {"modules_to_save": ["("]}, "modules_to_save '('"),
-            ("lora", {"layers_to_transform": [0], "layers_pattern": ["("]}, "layers_pattern '('"),
-        ],
-    )
-    def test_bad_values(self, golden: Golden, case: str, changes: dict[str, Any], culprit: str) -> None:
-        assert culprit in culprits(edit_config(golden(case), **changes))[Code.BAD_CONFIG]
-
-    @pytest.mark.parametrize(
-        ("case", "changes"),
-        [
-            ("adalora", {"init_r": 3}),
-            ("vera", {"r": 6}),
-            ("loha", {"rank_pattern": {"query": 3}}),
-            ("lokr-products", {"r": 2}),
-            ("miss", {"r": 2}),
-            ("hra", {"r": 2}),
-            ("delora", {"rank_pattern": {"query": 2}}),
-            ("vblora", {"r": 4}),
-            ("bdlora", {"r": 8}),
-        ],
-    )
-    def test_another_rank_than_the_files(self, golden: Golden, case: str, changes: dict[str, Any]) -> None:
-        found = culprits(edit_config(golden(case), **changes))
-        assert found.keys() == {Code.RANK_MISMATCH}
-        assert Q0 in found[Code.RANK_MISMATCH]
-
-    def test_the_config_of_another_vector_bank(self, golden: Golden) -> None:
-        folder = edit_config(golden("vblora"), num_vectors=11)
-        assert culprits(folder) == {Code.WRONG_SHAPE: SITES}
-        folder = edit_config(folder, num_vectors=10, vector_length=4)
-        assert culprits(folder) == {Code.WRONG_SHAPE: SITES}
-        folder = edit_config(folder, vector_length=8, topk=11)
-        assert culprits(folder) == {Code.WRONG_SHAPE: SITES}
-
-    def test_a_method_of_tomorrow(self, golden: Golden) -> None:
-        folder = golden("lora")
-        for kind in ("FOO", None, ["LORA"]):
-            assert culprits(edit_config(folder, peft_type=kind)) == {Code.UNSUPPORTED: {"peft_type"}}
 
 
 class TestTensors:
@@ -181,14 +48,14 @@ class TestTensors:
             ("vblora-topk", "vblora_logits_B_topk_indices"),
         ],
     )
-    def test_a_lost_tensor(self, golden: Golden, case: str, part: str) -> None:
+    def test_a_lost_tensor(self, golden: GoldenCopy, case: str, part: str) -> None:
         def drop(tensors: Tensors) -> None:
             del tensors[f"{PREFIX}{Q0}.{part}"]
 
         assert culprits(edit_tensors(golden(case), drop)) == {Code.HALF_MISSING: {Q0}}
 
     @pytest.mark.parametrize(("case", "name"), [("vera", "vera_A"), ("vblora", "vblora_vector_bank")])
-    def test_a_lost_tensor_of_all_layers(self, golden: Golden, case: str, name: str) -> None:
+    def test_a_lost_tensor_of_all_layers(self, golden: GoldenCopy, case: str, name: str) -> None:
         def drop(tensors: Tensors) -> None:
             del tensors[f"base_model.{name}"]
 
@@ -197,7 +64,7 @@ class TestTensors:
     @pytest.mark.parametrize(
         "case", ["lora", "ia3", "adalora", "vera", "loha", "lokr", "miss", "hra", "delora", "vblora"]
     )
-    def test_a_lost_layer_is_still_claimed(self, golden: Golden, case: str) -> None:
+    def test_a_lost_layer_is_still_claimed(self, golden: GoldenCopy, case: str) -> None:
         layer = "encoder.layer.1.attention.self.value"
 
         def drop(tensors: Tensors) -> None:
@@ -226,7 +93,7 @@ class TestTensors:
             ("vblora", "vblora_logits_B"),
         ],
     )
-    def test_a_wrong_shape_and_a_wrong_type(self, golden: Golden, case: str, part: str) -> None:
+    def test_a_wrong_shape_and_a_wrong_type(self, golden: GoldenCopy, case: str, part: str) -> None:
         module = Q0 if case != "ia3" else "encoder.layer.0.attention.self.key"
         name = f"{PREFIX}{module}.{part}"
 
@@ -255,14 +122,14 @@ class TestTensors:
         ],
     )
     def test_a_tensor_that_the_config_leaves_no_room_for(
-        self, golden: Golden, case: str, name: str
+        self, golden: GoldenCopy, case: str, name: str
     ) -> None:
         def add(tensors: Tensors) -> None:
             tensors[name] = np.ones(16, np.float32)
 
         assert culprits(edit_tensors(golden(case), add)) == {Code.UNKNOWN_TENSOR: {name}}
 
-    def test_factors_of_a_convolution(self, golden: Golden) -> None:
+    def test_factors_of_a_convolution(self, golden: GoldenCopy) -> None:
         names = {f"{PREFIX}{Q0}.hada_t1", f"{PREFIX}{Q0}.hada_t2"}
 
         def add(tensors: Tensors) -> None:
@@ -270,14 +137,14 @@ class TestTensors:
 
         assert culprits(edit_tensors(golden("loha"), add)) == {Code.UNSUPPORTED: names}
 
-    def test_factors_that_no_machine_has_room_for(self, golden: Golden) -> None:
+    def test_factors_that_no_machine_has_room_for(self, golden: GoldenCopy) -> None:
         def swell(tensors: Tensors) -> None:
             for part in ("lokr_w1", "lokr_w2"):
                 tensors[f"{PREFIX}{Q0}.{part}"] = np.ones((200, 200), np.float32)
 
         assert culprits(edit_tensors(golden("lokr"), swell)) == {Code.RANK_ABOVE_MAX: {Q0}}
 
-    def test_layers_that_were_not_pruned_have_elements(self, golden: Golden) -> None:
+    def test_layers_that_were_not_pruned_have_elements(self, golden: GoldenCopy) -> None:
         folder = golden("adalora-pruned")
         value = VALUE.format(1)
         names = {f"{PREFIX}{value}.{part}" for part in ("lora_A", "lora_B", "lora_E")}
@@ -292,7 +159,7 @@ class TestTensors:
 
         assert culprits(edit_tensors(folder, empty))[Code.EMPTY_TENSOR] == names
 
-    def test_columns_that_gram_and_schmidt_cannot_part(self, golden: Golden) -> None:
+    def test_columns_that_gram_and_schmidt_cannot_part(self, golden: GoldenCopy) -> None:
         name = f"{PREFIX}{Q0}.hra_u"
 
         def double(tensors: Tensors) -> None:
@@ -300,7 +167,7 @@ class TestTensors:
 
         assert culprits(edit_tensors(golden("hra-gram-schmidt"), double)) == {Code.UNSUPPORTED: {name}}
 
-    def test_equal_logits(self, golden: Golden) -> None:
+    def test_equal_logits(self, golden: GoldenCopy) -> None:
         name = f"{PREFIX}{Q0}.vblora_logits_A"
 
         def level(tensors: Tensors) -> None:
@@ -309,7 +176,7 @@ class TestTensors:
         assert culprits(edit_tensors(golden("vblora"), level)) == {Code.UNSUPPORTED: {name}}
 
     @pytest.mark.parametrize("fault", ["twice", "outside", "weights"])
-    def test_vectors_that_cannot_be(self, golden: Golden, fault: str) -> None:
+    def test_vectors_that_cannot_be(self, golden: GoldenCopy, fault: str) -> None:
         indices, weights = (f"{PREFIX}{Q0}.vblora_logits_A_topk_{what}" for what in ("indices", "weights"))
 
         def spoil(tensors: Tensors) -> None:
@@ -321,7 +188,7 @@ class TestTensors:
         found = culprits(edit_tensors(golden("vblora-topk"), spoil))
         assert found == {Code.BAD_INPUT: {f"{indices}, {weights}"}}
 
-    def test_a_vector_that_could_be_either(self, golden: Golden) -> None:
+    def test_a_vector_that_could_be_either(self, golden: GoldenCopy) -> None:
         """A layer of one output: its (IA)3 vector is told from the input's by the config alone."""
 
         def shrink(tensors: Tensors) -> None:
@@ -336,7 +203,7 @@ class TestTensors:
         found = culprits(edit_config(folder, feedforward_modules=None))
         assert found == {Code.WRONG_SHAPE: names_in(folder)}
 
-    def test_a_vector_on_the_other_side(self, golden: Golden) -> None:
+    def test_a_vector_on_the_other_side(self, golden: GoldenCopy) -> None:
         folder = edit_config(golden("ia3"), feedforward_modules=["key"])
         sides = ("attention.self.key", "attention.output.dense", "output.dense")
         expected = {f"{PREFIX}encoder.layer.{n}.{side}.ia3_l" for n in (0, 1) for side in sides} & names_in(
@@ -346,7 +213,7 @@ class TestTensors:
 
 
 class TestBiases:
-    def test_a_lost_bias(self, golden: Golden) -> None:
+    def test_a_lost_bias(self, golden: GoldenCopy) -> None:
         """Whether a layer had one is known with the base."""
 
         def drop(tensors: Tensors) -> None:
@@ -356,7 +223,7 @@ class TestBiases:
         assert solved(adapter, Q0, layer()) == {Code.HALF_MISSING: {Q0}}
         assert adapter.linears[Q0].solve(lambda: layer(bias=False)).kinds == {"lora_A", "lora_B"}
 
-    def test_a_bias_alone(self, golden: Golden) -> None:
+    def test_a_bias_alone(self, golden: GoldenCopy) -> None:
         def drop(tensors: Tensors) -> None:
             for part in "AB":
                 del tensors[f"{PREFIX}{Q0}.lora_{part}.weight"]
@@ -364,7 +231,7 @@ class TestBiases:
         assert culprits(edit_tensors(golden("bias-lora-only"), drop)) == {Code.HALF_MISSING: {Q0}}
 
     @pytest.mark.parametrize("base", [layer(bias=False), layer(out=8)], ids=["none", "shorter"])
-    def test_a_bias_of_another_base(self, golden: Golden, base: FrozenLinear) -> None:
+    def test_a_bias_of_another_base(self, golden: GoldenCopy, base: FrozenLinear) -> None:
         adapter = read_adapter(golden("bias-lora-only"))
         name = f"{PREFIX}{Q0}.base_layer.bias"
         assert solved(adapter, Q0, base) == {Code.WRONG_SHAPE: {name}}
@@ -382,18 +249,18 @@ class TestBase:
             ("hra", "hra_u"),
         ],
     )
-    def test_other_inputs(self, golden: Golden, case: str, part: str) -> None:
+    def test_other_inputs(self, golden: GoldenCopy, case: str, part: str) -> None:
         found = solved(read_adapter(golden(case)), Q0, layer(into=12))
         assert found == {Code.WRONG_SHAPE: {f"{PREFIX}{Q0}.{part}"}}
 
     @pytest.mark.parametrize(
         ("case", "part"), [("dora", "lora_B.weight"), ("vera", "vera_lambda_b"), ("miss", "miss_block")]
     )
-    def test_other_outputs(self, golden: Golden, case: str, part: str) -> None:
+    def test_other_outputs(self, golden: GoldenCopy, case: str, part: str) -> None:
         found = solved(read_adapter(golden(case)), Q0, layer(out=12))
         assert found == {Code.WRONG_SHAPE: {f"{PREFIX}{Q0}.{part}"}}
 
-    def test_projections_that_are_too_small(self, golden: Golden) -> None:
+    def test_projections_that_are_too_small(self, golden: GoldenCopy) -> None:
         adapter = read_adapter(golden("vera"))
         assert solved(adapter, Q0, layer(into=99)) == {Code.WRONG_SHAPE: {"base_model.vera_A"}}
 
@@ -403,17 +270,17 @@ class TestBase:
         found = culprits(edit_tensors(golden("vera-bias"), cut))
         assert found == {Code.WRONG_SHAPE: {"base_model.vera_B"}}
 
-    def test_columns_that_do_not_divide_the_outputs(self, golden: Golden) -> None:
+    def test_columns_that_do_not_divide_the_outputs(self, golden: GoldenCopy) -> None:
         found = solved(read_adapter(golden("miss-mini")), Q0, layer(out=15))
         assert found == {Code.WRONG_SHAPE: {f"{PREFIX}{Q0}.miss_block"}}
 
     @pytest.mark.parametrize("case", ["pissa", "olora"])
-    def test_a_base_that_does_not_determine_what_is_taken_out(self, golden: Golden, case: str) -> None:
+    def test_a_base_that_does_not_determine_what_is_taken_out(self, golden: GoldenCopy, case: str) -> None:
         weight = np.zeros((16, 16), np.float32)
         found = solved(read_adapter(golden(case)), Q0, FrozenLinear(weight, None))
         assert found == {Code.UNSUPPORTED: {Q0}}
 
-    def test_a_decomposition_that_peft_cannot_do(self, golden: Golden) -> None:
+    def test_a_decomposition_that_peft_cannot_do(self, golden: GoldenCopy) -> None:
         def narrow(tensors: Tensors) -> None:
             for name in [name for name in tensors if name.endswith("lora_A.weight")]:
                 tensors[name] = np.ascontiguousarray(tensors[name][:, :12])
@@ -425,7 +292,7 @@ class TestBase:
         assert solved(read_adapter(stored), Q0, base) == {Code.UNSUPPORTED: {Q0}}
 
     @pytest.mark.parametrize("case", ["pissa", "olora", "lora"])
-    def test_a_start_that_changes_the_embedding_too(self, golden: Golden, case: str) -> None:
+    def test_a_start_that_changes_the_embedding_too(self, golden: GoldenCopy, case: str) -> None:
         def rename(tensors: Tensors) -> None:
             for name in [name for name in tensors if Q0 in name]:
                 tensors[name.replace(Q0, "cls.lm_head")] = tensors.pop(name)
@@ -433,7 +300,7 @@ class TestBase:
         expected = {} if case == "lora" else {Code.UNSUPPORTED: {"cls.lm_head"}}
         assert culprits(edit_tensors(golden(case), rename)) == expected
 
-    def test_not_finite_factors_come_through(self, golden: Golden) -> None:
+    def test_not_finite_factors_come_through(self, golden: GoldenCopy) -> None:
         """They are refused by their values, where all values are."""
 
         def spoil(tensors: Tensors) -> None:
@@ -447,7 +314,7 @@ class TestBase:
 
 
 class TestModulesSavedWhole:
-    def test_a_lost_head(self, golden: Golden) -> None:
+    def test_a_lost_head(self, golden: GoldenCopy) -> None:
         def drop(tensors: Tensors) -> None:
             for name in [name for name in tensors if "classifier" in name]:
                 del tensors[name]
@@ -456,7 +323,7 @@ class TestModulesSavedWhole:
         names = {f"modules_to_save {name!r}" for name in ("classifier", "score")}
         assert culprits(folder) == {Code.ABSENT: names}
 
-    def test_a_lost_layer_of_a_head(self, golden: Golden) -> None:
+    def test_a_lost_layer_of_a_head(self, golden: GoldenCopy) -> None:
         def drop(tensors: Tensors) -> None:
             for part in ("weight", "bias"):
                 del tensors[f"{PREFIX}pre_classifier.{part}"]
@@ -464,7 +331,7 @@ class TestModulesSavedWhole:
         folder = edit_tensors(golden("distilbert-classifier/lora"), drop)
         assert culprits(folder) == {Code.ABSENT: {"modules_to_save 'pre_classifier'"}}
 
-    def test_halves_and_shapes(self, golden: Golden) -> None:
+    def test_halves_and_shapes(self, golden: GoldenCopy) -> None:
         weight, bias = (f"{PREFIX}classifier.{part}" for part in ("weight", "bias"))
 
         def cut(tensors: Tensors) -> None:
@@ -486,6 +353,6 @@ class TestModulesSavedWhole:
         ],
     )
     def test_what_is_no_linear_layer(self, case: str, what: str) -> None:
-        problems = read_adapter(GOLDEN / case).problems
+        problems = read_adapter(GOLDEN_PEFT / case).problems
         assert {problem.code for problem in problems} == {Code.NO_SLOT}
         assert all(what in problem.cause for problem in problems)
