@@ -56,7 +56,8 @@ def frozen(module: torch.nn.Module) -> FrozenLinear:
     """A copy of a layer, before PEFT can change it."""
     weight = module.weight.detach().numpy().copy()
     bias = None if module.bias is None else module.bias.detach().numpy().copy()
-    return FrozenLinear(weight.T if isinstance(module, Conv1D) else weight, bias)
+    transposed = isinstance(module, Conv1D)
+    return FrozenLinear(weight.T if transposed else weight, bias, transposed)
 
 
 def linears(model: torch.nn.Module) -> dict[str, FrozenLinear]:
