@@ -20,7 +20,6 @@ from . import hypercomplex
 from .families import Family
 from .forms import BottleneckSettings
 from .keys import FORGOTTEN, OTHER_CONFIG, Blocks, Parts, Sorted, Tensor, misplaced, shape_problems
-from .settings import refused
 
 Bottlenecks = dict[tuple[int, Location], BottleneckWeights]
 
@@ -49,6 +48,8 @@ def read_bottlenecks(
         hidden_size: as the config has it; null for some models.
     """
     places, problems = _places(found, settings, family)
+    if problems and not places:
+        return {}, problems
     norms = {module: _one_norm(parts, settings, problems) for module, parts in found.modules.items()}
     features = hidden_size if type(hidden_size) is int and hidden_size > 0 else _features(found)
     if features is None:
@@ -95,14 +96,11 @@ def _places(
     found: Sorted, settings: BottleneckSettings, family: Family
 ) -> tuple[dict[tuple[int, Location], str], list[Problem]]:
     """The modules by layer and location; what has no place is a problem."""
-    blocks = Blocks(found.modules)
+    blocks = Blocks(found.modules, settings.leave_out)
+    if blocks.problems:
+        return {}, blocks.problems
     places: dict[tuple[int, Location], str] = {}
-    stack: str | None = None
     problems = []
-    if blocks.grouped and settings.leave_out:
-        problems.append(
-            refused("leave_out", settings.leave_out, "in several groups of layers it hides their numbers")
-        )
     for module, parts in found.modules.items():
         block = blocks.of(module)
         location = None if block is None else _PLACES.get(block.path)
@@ -110,14 +108,11 @@ def _places(
             why = "no place behind the attention or the feed-forward part of a block"
         elif family.two_stacks and "decoder" in block.stack.split("."):
             why = "an adapter in a decoder that attends to an encoder has no slot"
-        elif stack is not None and block.stack != stack:
-            why = f"another adapter is in the blocks of {stack}: the numbers of two stacks are unknown"
         elif not settings.claims(block.layer, location):
             why = "the config has no bottleneck there (mh_adapter, output_adapter, leave_out)"
         elif (block.layer, location) in places:
             why = f"the same place as {places[block.layer, location]}"
         else:
-            stack = block.stack
             places[block.layer, location] = module
             continue
         problems.append(misplaced(module, parts, why))

@@ -143,8 +143,8 @@ _NO_BOTTLENECKS = {"gemma2": _SANDWICH, "gemma3_text": _SANDWICH}
 
 def family_of(folder: Path, model_type: object) -> tuple[Family | None, list[Problem]]:
     """The family of an adapter's base, from the library's own wrapping or the interface in the folder."""
-    if model_type in _REFUSED:
-        return None, [_refuse(model_type, _REFUSED[str(model_type)])]
+    if (why := _REFUSED.get(str(model_type))) is not None:
+        return None, [_refuse(model_type, why)]
     if isinstance(model_type, str) and model_type in _FAMILIES:
         return _FAMILIES[model_type], []
     path = folder / INTERFACE_FILE

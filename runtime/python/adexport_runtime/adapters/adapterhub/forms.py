@@ -6,7 +6,6 @@ arXiv:1902.00751; Pfeiffer et al., arXiv:2005.00247; He et al., arXiv:2110.04366
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -89,8 +88,10 @@ class BottleneckSettings(PhmSettings):
             if found is None:
                 return None
             factor = found
-        width = features // factor
-        return max(1, int(width)) if math.isfinite(width) else None
+        try:
+            return max(1, int(features // factor))
+        except OverflowError:
+            return None
 
 
 def form_of(settings: BottleneckSettings) -> BottleneckForm:

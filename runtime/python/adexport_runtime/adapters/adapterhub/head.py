@@ -185,7 +185,8 @@ def _contradictions(settings: HeadSettings, family: Family | None) -> list[Probl
     if settings.head_type == "question_answering" and settings.num_labels != 2:
         problems.append(refused("num_labels", settings.num_labels, "an answer has a start and an end"))
     ids = sorted((settings.label2id or {}).values())
-    if settings.label2id is not None and ids != list(range(settings.num_labels)):
+    numbered = len(ids) == settings.num_labels and ids == list(range(len(ids)))
+    if settings.label2id is not None and not numbered:
         problems.append(
             Problem(
                 Code.BAD_CONFIG,

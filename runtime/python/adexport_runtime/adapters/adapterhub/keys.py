@@ -191,17 +191,33 @@ def _block_of(module: str) -> Block | None:
 
 
 class Blocks:
-    """Numbers blocks as the library does: one after the other, ALBERT's across its groups.
+    """Numbers blocks as the library does: one after the other, ALBERT's across its groups."""
 
-    ``grouped``: there are several groups, so that the numbers rest on how many blocks each is seen to have.
-    """
+    def __init__(self, modules: Collection[str], leave_out: Collection[int]) -> None:
+        """Take the numbers from what there is.
 
-    def __init__(self, modules: Collection[str]) -> None:
-        """``modules`` are all that the file has: they tell how many blocks a group of ALBERT has."""
+        Args:
+            modules: all that the file has: they tell how many blocks a group of ALBERT has.
+            leave_out: blocks without an adapter, as the config says.
+        """
         blocks = [block for block in map(_block_of, modules) if block is not None]
         pairs = [(b.layer, int(found["inner"])) for b in blocks if (found := _ALBERT.fullmatch(b.path))]
-        self.grouped = any(group for group, _ in pairs)
         self._inner = 1 + max((inner for _, inner in pairs), default=0)
+        self.problems: list[Problem] = []
+        if leave_out and any(group for group, _ in pairs):
+            cause = "in several groups of layers it hides how many each has"
+            self.problems.append(Problem(Code.UNSUPPORTED, "leave_out", f"{leave_out}"[:80], cause=cause))
+        stacks = sorted({block.stack for block in blocks})
+        if len(stacks) > 1:
+            self.problems.append(
+                Problem(
+                    Code.UNSUPPORTED,
+                    " and ".join(stacks[:4]),
+                    got="adapters in several stacks of blocks",
+                    expected="one",
+                    cause="two checkpoints in one file, or a model of several stacks (encoder and decoder)",
+                )
+            )
 
     def of(self, module: str) -> Block | None:
         """The block of a module; None where there is no number in its path."""

@@ -114,7 +114,7 @@ class Loras:
 
 def read_loras(found: Sorted, settings: LoraSettings, family: Family) -> Loras:
     """The updates of all modules whose tensors are sound."""
-    blocks = Blocks(found.modules)
+    blocks = Blocks(found.modules, settings.leave_out)
 
     def projection_of(module: str) -> tuple[Block | None, Projection | None]:
         block = blocks.of(module)
@@ -125,15 +125,11 @@ def read_loras(found: Sorted, settings: LoraSettings, family: Family) -> Loras:
         return block is not None and projection is not None and settings.claims(block.layer, projection)
 
     linears: dict[str, LinearUpdate] = {}
-    problems = []
-    if blocks.grouped and settings.leave_out:
-        problems.append(
-            refused("leave_out", settings.leave_out, "in several groups of layers it hides their numbers")
-        )
+    problems = list(blocks.problems)
     if settings.vera or found.shared:
         problems += _shared_problems(found.shared, settings)
     sound = not problems
-    for module, parts in found.modules.items():
+    for module, parts in found.modules.items() if not blocks.problems else ():
         block, projection = projection_of(module)
         if block is None or projection is None:
             problems.append(misplaced(module, parts, "no linear layer that the library gives a LoRA"))
