@@ -18,12 +18,6 @@ ROOT = Path(__file__).parent.parent / "golden" / "adapterhub"
 CASES: list[dict[str, Any]] = json.loads((ROOT / "index.json").read_text())
 LAYERS = range(2)
 
-#: what is to be served one day, and is refused until then -> its culprit
-NOT_YET = {
-    "head-classification-3_layers": (Code.UNSUPPORTED, "layers"),
-    # a slash in the adapter's name, and so in the names of its tensors
-    "name-other": (Code.BAD_NAME, None),
-}
 #: start of the names of cases that are to be refused -> culprits, of which there is one at least
 REFUSED = {
     "activation": (Code.UNSUPPORTED, "non_linearity"),
@@ -44,6 +38,7 @@ REFUSED = {
     "lora-gating": (Code.UNSUPPORTED, "use_gating"),
     "ia3-gating": (Code.UNSUPPORTED, "use_gating"),
     "fusion": (Code.UNSUPPORTED, "adapter_fusion_config.json"),
+    "head-classification-3_layers": (Code.UNSUPPORTED, "layers"),
     "head-static": (Code.UNSUPPORTED, "head_config.json: config"),
     "head-": (Code.UNSUPPORTED, "head_type"),
     # on models whose adapters are lost
@@ -71,10 +66,6 @@ def modules_of(base: str) -> set[str]:
 @pytest.mark.parametrize("case", cases("serve"))
 def test_served(case: dict[str, Any]) -> None:
     folder = folder_of(case)
-    if case["case"] in NOT_YET:
-        code, subject = NOT_YET[case["case"]]
-        assert {(found, subject and name) for found, name in culprits(folder)} == {(code, subject)}
-        return
     adapter = read(folder)
     assert bool(adapter.bottlenecks) != bool(adapter.linears)
     assert (adapter.head is not None) == case["case"].startswith("head-")

@@ -159,7 +159,7 @@ class Engine:
             labels = self._labels(names, lease)
         if manifest.head is not None:
             mask_logits(arrays, labels)
-        return Outputs(arrays, labels)
+        return Outputs(arrays, labels, classified=manifest.head is not None or bool(manifest.base.labels))
 
     def run_text(self, texts: Sequence[str], adapters: Adapters = None) -> Outputs:
         """Run texts, tokenized with the bundle's tokenizer. See :meth:`run`."""

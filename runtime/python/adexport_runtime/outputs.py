@@ -14,19 +14,23 @@ LOGITS = "logits"
 class Outputs(dict[str, Array]):
     """The outputs by name, float32, the batch first.
 
-    ``labels`` are the label names of each row (empty where it has none). Rows may have different
-    heads: ``logits`` is as wide as the widest, and minus infinity where a row has no label.
+    ``labels`` are the label names of each row: none for a row without a head, and for a model that
+    does not classify. Rows may have different heads: ``logits`` is as wide as the widest, and minus
+    infinity where a row has no label.
     """
 
-    def __init__(self, arrays: Mapping[str, Array], labels: Sequence[tuple[str, ...]]) -> None:
-        """Keep the arrays of a batch and the labels of its rows."""
+    def __init__(
+        self, arrays: Mapping[str, Array], labels: Sequence[tuple[str, ...]], *, classified: bool
+    ) -> None:
+        """Keep the arrays of a batch and the labels of its rows; ``classified``: logits are by label."""
         super().__init__(arrays)
         self.labels = tuple(labels)
+        self._classified = classified
 
     def row(self, index: int) -> dict[str, Array]:
         """The outputs of one row; its logits are cut to its own labels."""
         cut = {name: array[index] for name, array in self.items()}
-        if LOGITS in cut and self.labels[index]:
+        if LOGITS in cut and self._classified:
             cut[LOGITS] = cut[LOGITS][..., : len(self.labels[index])]
         return cut
 
