@@ -21,7 +21,7 @@ FALLBACK = "eager"
 
 #: arguments of an attention call that change nothing once dropout is off and the mask is built
 _WITHOUT_EFFECT = frozenset(
-    {"dropout", "is_causal", "sliding_window", "output_attentions", "position_ids", "use_cache"}
+    {"deterministic", "dropout", "is_causal", "output_attentions", "position_ids", "sliding_window", "use_cache"}
 )
 #: how far from a position a mask function is looked at; a window wider than that is no window
 _REACH = 1 << 20
@@ -119,12 +119,16 @@ class OpaqueAttention:
         attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> torch.Tensor | None:
-        """``adexport::AttentionMask`` for the mask that ``mask_function`` describes."""
+        """``adexport::AttentionMask`` for the mask that ``mask_function`` describes.
+
+        Without padding, as images have none, only a mask that hides nothing is supported: no mask.
+        """
         shape = (batch_size, 1, q_length, kv_length)
-        if self._surveying:
-            if attention_mask is None:
+        if attention_mask is None:
+            if self._surveying and self._probe(mask_function) != _Window(UNLIMITED, UNLIMITED):
                 self._unsupported.append("the model builds a mask without a padding mask")
-                return None
+            return None
+        if self._surveying:
             self._windows.append(self._probe(mask_function))
             return attention_mask.new_ones(shape)
         window = next(self._replay)

@@ -102,16 +102,14 @@ def build_model(
     architecture = architecture_of(loaded.config)
     inputs = architecture.inputs(loaded.model)
     outputs = architecture.outputs(loaded.model, loaded.task, loaded.untrained)
-    own = architecture.own_head(loaded.task)
-    feature = own.feature if own and own.feature != "pooler" else architecture.feature
-    if feature == "pooler":
-        feature = "first"
     trace = trace_model(
         loaded.model,
         inputs,
         outputs,
         opset,
-        head=HeadPlace(feature, int(loaded.config.hidden_size), own)
+        head=HeadPlace(
+            architecture.head_feature(loaded.task), int(loaded.config.hidden_size), loaded.own_head
+        )
         if loaded.task in CLASSIFICATION
         else None,
         pooled=has_pooler(loaded.model, loaded.untrained),

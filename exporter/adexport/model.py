@@ -14,10 +14,13 @@ from transformers.utils import cached_file
 
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.manifest import Task
+from adexport_runtime.slots import OwnHead
 from adexport_runtime.tensors import Array
 
 from .architectures import CLASSIFICATION, architecture_of
 from .fingerprint import fingerprint
+from .own_head import seen_own_head
+from .supported import check_supported
 
 _BARE = "AutoModel"
 _LOADERS = {
@@ -41,7 +44,8 @@ TASKS: tuple[str, ...] = get_args(Task)
 class LoadedModel:
     """A frozen float32 model in eval mode, its tokenizer (if any) and what it is for.
 
-    ``untrained`` names the weights that the checkpoint does not have (they are random).
+    ``untrained`` names the weights that the checkpoint does not have (they are random). ``own_head`` is
+    how the head of the model's class reads, None where that is not a head slot's way.
     """
 
     model: PreTrainedModel
@@ -50,6 +54,7 @@ class LoadedModel:
     name: str
     source: str
     untrained: frozenset[str]
+    own_head: OwnHead | None = None
 
     @property
     def config(self) -> PretrainedConfig:
@@ -67,18 +72,42 @@ def load_model(source: str, task: str = "auto", *, headless: bool = False) -> Lo
             model is then the bare base.
 
     Raises:
-        BuildError: the model does not load.
+        BuildError: the model does not load, or no bundle can hold it.
     """
-    headline = f"{source} cannot be built"
+    model, info, chosen = _load(source, task)
+    classifies = chosen in CLASSIFICATION
+    bare = headless and classifies and _lacks_head(model, info)
+    if not bare:
+        check_supported(model, chosen, source)
+    own = seen_own_head(model, chosen) if classifies else None
+    if bare:
+        model, info, _ = _load(source, "feature-extraction")
+        check_supported(model, chosen, source)
+    return LoadedModel(
+        model=model,
+        tokenizer=_tokenizer(source),
+        task=chosen,
+        name=_name(source),
+        source=source,
+        untrained=frozenset(info["missing_keys"]),
+        own_head=own,
+    )
+
+
+def _load(source: str, task: str) -> tuple[PreTrainedModel, dict[str, Any], Task]:
+    """Float32 whatever the checkpoint holds: precision is a choice of the lowering."""
     try:
         config = AutoConfig.from_pretrained(source)
         chosen = _task_of(config) if task == "auto" else cast(Task, task)
-        model, info = _load(source, config, chosen)
-        if headless and chosen in CLASSIFICATION and _lacks_head(model, info):
-            model, info = _load(source, config, "feature-extraction")
+        loader = _LOADERS[chosen]
+        if loader == _BARE:
+            loader = architecture_of(config).bare_loader or loader
+        model, info = getattr(transformers, loader).from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BuildError(
-            headline,
+            f"{source} cannot be built",
             Problem(
                 Code.ABSENT,
                 source,
@@ -87,26 +116,7 @@ def load_model(source: str, task: str = "auto", *, headless: bool = False) -> Lo
                 mend="check the path; a hub id needs the network",
             ),
         ) from error
-    model.eval().requires_grad_(False)
-    return LoadedModel(
-        model=model,
-        tokenizer=_tokenizer(source),
-        task=chosen,
-        name=_name(source),
-        source=source,
-        untrained=frozenset(info["missing_keys"]),
-    )
-
-
-def _load(source: str, config: PretrainedConfig, task: Task) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Float32 whatever the checkpoint holds: precision is a choice of the lowering."""
-    loader = _LOADERS[task]
-    if loader == _BARE:
-        loader = architecture_of(config).bare_loader or loader
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = getattr(transformers, loader).from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True
-    )
-    return loaded
+    return model.eval().requires_grad_(False), info, chosen
 
 
 def _lacks_head(model: PreTrainedModel, info: dict[str, Any]) -> bool:

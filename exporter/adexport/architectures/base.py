@@ -40,14 +40,17 @@ class BottleneckRule(NamedTuple):
 class Architecture:
     """What the exporter must know about a family that its config does not say.
 
-    ``bottlenecks`` is None where no bottleneck slots are known; ``feature`` is what a text head reads;
-    ``head`` names the layers of the family's own text head: the last one, and the one before it with
-    the activation between them, if there is one.
+    ``bottlenecks`` is None where no bottleneck slots are known; ``feature`` is what a head for a whole
+    text reads; ``head`` names the layers of the family's own head of that kind: the last one, and the
+    one before it with the activation between them, if there is one. ``token_head`` is the one layer of
+    its own head on every token. ``main_input`` is the input that a batch cannot do without.
     """
 
+    main_input: str = "input_ids"
     bottlenecks: BottleneckRule | None = None
     feature: Feature = "first"
     head: tuple[str] | tuple[str, Activation, str] | None = None
+    token_head: str | None = "classifier"
     #: the loader of the bare model, where transformers' own choice has more than the encoder
     bare_loader: str | None = None
 
@@ -63,14 +66,20 @@ class Architecture:
 
     def own_head(self, task: str) -> OwnHead | None:
         """How the family's own head reads as a head slot; None where it is of another kind."""
-        if task == TOKEN_CLASSIFICATION:
-            return OwnHead(feature="tokens", out="classifier")
+        if task == TOKEN_CLASSIFICATION and self.token_head is not None:
+            return OwnHead(feature="tokens", out=self.token_head)
         if task != TEXT_CLASSIFICATION or self.head is None:
             return None
         if len(self.head) == 1:
             return OwnHead(feature=self.feature, out=self.head[0])
         dense, activation, out = self.head
         return OwnHead(feature=self.feature, out=out, dense=dense, activation=activation)
+
+    def head_feature(self, task: str) -> Feature:
+        """What heads read besides a pooled output, whether or not the family has one of its own."""
+        if task == TOKEN_CLASSIFICATION:
+            return "tokens"
+        return "first" if self.feature == "pooler" else self.feature
 
     def inputs(self, model: Any) -> tuple[Input, ...]:
         """The inputs of the exported graph, ids first."""

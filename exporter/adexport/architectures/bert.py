@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from .base import Architecture, BottleneckRule
+from typing import get_args
+
+from adexport_runtime.slots import Activation, OwnHead
+
+from .base import TEXT_CLASSIFICATION, Architecture, BottleneckRule
 
 BLOCKS = BottleneckRule(
     mh=r"encoder\.layer\.(?P<layer>\d+)\.attention\.output\.dense",
@@ -27,7 +31,15 @@ class Electra(Architecture):
 
 
 class DebertaV2(Architecture):
-    """A pooler that belongs to the head."""
+    """A pooler that belongs to the head, with an activation of the config's."""
 
     bottlenecks = BLOCKS
-    head = ("pooler.dense", "gelu", "classifier")
+
+    def own_head(self, task: str) -> OwnHead | None:
+        """The pooler and the classifier; None where no slot has the activation between them."""
+        if task != TEXT_CLASSIFICATION:
+            return super().own_head(task)
+        activation = self.config.pooler_hidden_act
+        if activation not in get_args(Activation):
+            return None
+        return OwnHead(feature="first", dense="pooler.dense", activation=activation, out="classifier")

@@ -15,6 +15,7 @@ class Decoder(Architecture):
     )
     feature = "last"
     head = ("score",)
+    token_head: str | None = "score"
 
 
 class Gemma(Decoder):
@@ -29,3 +30,4 @@ class GPT2(Decoder):
     bottlenecks = BottleneckRule(
         mh=r"h\.(?P<layer>\d+)\.attn\.c_proj", output=r"h\.(?P<layer>\d+)\.mlp\.c_proj", normed=False
     )
+    token_head = "classifier"

@@ -11,3 +11,4 @@ class ModernBert(Architecture):
     bottlenecks = BottleneckRule(
         mh=r"layers\.(?P<layer>\d+)\.attn\.Wo", output=r"layers\.(?P<layer>\d+)\.mlp\.Wo", normed=False
     )
+    token_head = None

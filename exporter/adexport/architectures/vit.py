@@ -13,6 +13,7 @@ from .base import IMAGE_CLASSIFICATION, Architecture, BottleneckRule
 class ViT(Architecture):
     """Images of one size: ``pixel_values`` is float32 ``[batch, channels, height, width]``."""
 
+    main_input = "pixel_values"
     bottlenecks = BottleneckRule(
         mh=r"layers\.(?P<layer>\d+)\.attention\.o_proj",
         output=r"layers\.(?P<layer>\d+)\.mlp\.fc2",
