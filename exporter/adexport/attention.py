@@ -21,7 +21,15 @@ FALLBACK = "eager"
 
 #: arguments of an attention call that change nothing once dropout is off and the mask is built
 _WITHOUT_EFFECT = frozenset(
-    {"deterministic", "dropout", "is_causal", "output_attentions", "position_ids", "sliding_window", "use_cache"}
+    {
+        "deterministic",
+        "dropout",
+        "is_causal",
+        "output_attentions",
+        "position_ids",
+        "sliding_window",
+        "use_cache",
+    }
 )
 #: how far from a position a mask function is looked at; a window wider than that is no window
 _REACH = 1 << 20

@@ -46,7 +46,9 @@ def seen_own_head(model: Any, task: str) -> OwnHead | None:
     kept = padding.bool() if padding is not None and own.feature == "tokens" else slice(None)
     expected = result.logits[kept]
     largest = float((found[kept] - expected).abs().max())
-    return own if largest <= _TOLERANCE * float(expected.abs().max()) else None
+    if not largest <= _TOLERANCE * float(expected.abs().max()):
+        return None
+    return own.model_copy(update={"biased": model.get_submodule(own.out).bias is not None})
 
 
 def _logits(model: Any, own: OwnHead, base: Any, padding: torch.Tensor | None) -> torch.Tensor | None:

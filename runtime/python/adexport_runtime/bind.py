@@ -89,7 +89,9 @@ def bind_adapter(name: str, adapter: NeutralAdapter, bundle: Bundle) -> BoundAda
     fitted = Fitted()
     fit_linears(fitted, {paths.in_bundle(m): update for m, update in adapter.linears.items()}, bundle)
     fit_bottlenecks(fitted, adapter, manifest)
-    head = fit_head(fitted, adapter.head, adapter.replaced, bundle)
+    head = fit_head(fitted, adapter, bundle)
+    if head is not None:
+        fitted.problems += _beside_head([paths.in_bundle(m) for m in adapter.linears], manifest)
     problems = [*adapter.problems, *_twice(adapter, paths), *fitted.problems]
     problems += fit_problems(fitted.tensors, adapter.style, head, manifest, fitted.names)
     problems += _lost(adapter, paths, manifest)
@@ -104,6 +106,23 @@ def bind_adapter(name: str, adapter: NeutralAdapter, bundle: Bundle) -> BoundAda
         bottleneck=adapter.style,
         head=head,
     )
+
+
+def _beside_head(modules: Iterable[str], manifest: Manifest) -> list[Problem]:
+    """Adapters on layers of the base's own head, which a head of the adapter's own leaves unused."""
+    inside = f"{manifest.base.prefix}."
+    lost = [module for module in modules if manifest.base.labels and not module.startswith(inside)]
+    return [
+        Problem(
+            Code.UNSUPPORTED,
+            module,
+            got="an adapter on the base's head, and a head of the adapter's own",
+            expected="one of the two",
+            cause="the rows of this adapter do not run the base's head",
+            mend="train the head whole (modules_to_save), without an adapter on its layers",
+        )
+        for module in lost
+    ]
 
 
 def _twice(adapter: NeutralAdapter, paths: _Paths) -> list[Problem]:
@@ -172,7 +191,7 @@ def _lost(adapter: NeutralAdapter, paths: _Paths, manifest: Manifest) -> list[Pr
             Code.SITE_MISSING,
             site.path,
             got="no tensors",
-            expected="lora_A and lora_B, as the config's target_modules say",
+            expected="an adapter, as the config's target_modules say",
             cause="a partial save, or the config of another adapter",
             mend="save the adapter again",
         )

@@ -103,10 +103,9 @@ def fit_bottlenecks(fitted: Fitted, adapter: NeutralAdapter, manifest: Manifest)
             fitted.take(slots, weights.factors, weights.names)
 
 
-def fit_head(
-    fitted: Fitted, head: HeadWeights | None, replaced: Mapping[str, ReplacedLinear], bundle: Bundle
-) -> HeadStyle | None:
+def fit_head(fitted: Fitted, adapter: NeutralAdapter, bundle: Bundle) -> HeadStyle | None:
     """A head of the adapter's own, whole or as layers that replace the base's; returns what it is."""
+    head, replaced = adapter.head, adapter.replaced
     if head is None and not replaced:
         return None
     slot = bundle.manifest.head
@@ -115,7 +114,7 @@ def fit_head(
         fitted.problems.append(_no_kind("head", names, bundle.manifest))
         return None
     if head is None:
-        head = _assembled(fitted, replaced, slot, bundle)
+        head = _assembled(fitted, adapter, slot, bundle)
         if head is None:
             return None
     labels = head.factors["out_bias"].shape[-1]
@@ -139,11 +138,9 @@ def fit_head(
     return style
 
 
-def _assembled(
-    fitted: Fitted, replaced: Mapping[str, ReplacedLinear], slot: Head, bundle: Bundle
-) -> HeadWeights | None:
+def _assembled(fitted: Fitted, adapter: NeutralAdapter, slot: Head, bundle: Bundle) -> HeadWeights | None:
     """Layers that replace the base's head, as a whole head; a layer that is not replaced is the base's."""
-    own = slot.own
+    own, replaced = slot.own, adapter.replaced
     known = (own.dense, own.out) if own else ()
     strange = [module for module in replaced if module not in known]
     if own is None or strange:
@@ -159,29 +156,37 @@ def _assembled(
             for module in (strange if own else replaced)
         ]
         return None
-    return _head_of(own, {path: _layer(fitted, path, replaced, bundle) for path in known if path})
+    layers = {
+        path: _layer(fitted, path, adapter, bundle, biased=own.biased or path == own.dense)
+        for path in known
+        if path
+    }
+    return _head_of(own, layers)
 
 
 def _layer(
-    fitted: Fitted, path: str, replaced: Mapping[str, ReplacedLinear], bundle: Bundle
+    fitted: Fitted, path: str, adapter: NeutralAdapter, bundle: Bundle, *, biased: bool
 ) -> ReplacedLinear | None:
-    if path in replaced:
-        return replaced[path]
-    weight, bias = f"{path}.weight", f"{path}.bias"
-    names = {entry.name for entry in bundle.manifest.weights}
-    if weight not in names:
-        fitted.problems.append(
-            Problem(
-                Code.ABSENT,
-                path,
-                got="no tensors in the adapter, and none in the base",
-                expected="all layers of the head",
-                mend="save the whole head with the adapter (modules_to_save)",
-            )
+    """The adapter's layer, or the base's where the adapter does not claim to replace it."""
+    layer = adapter.replaced.get(path)
+    frozen = {entry.name for entry in bundle.manifest.weights}
+    weight, bias = f"{path}.weight", f"{path}.bias" if biased else None
+    if layer is not None and (layer.bias is not None or not biased):
+        return layer
+    if layer is None and weight in frozen and not (adapter.saves and adapter.saves(path)):
+        kept = FrozenWeights(bundle.root, bundle.manifest).linear(weight, bias)
+        return ReplacedLinear(kept.weight, kept.bias, ())
+    fitted.problems.append(
+        Problem(
+            Code.HALF_MISSING,
+            path,
+            got=", ".join(layer.names) if layer else "no tensors",
+            expected="the whole head" if bias is None else f"the whole head: {weight} and {bias}",
+            cause="a partial save",
+            mend="save the adapter again, with all layers of the head in modules_to_save",
         )
-        return None
-    frozen = FrozenWeights(bundle.root, bundle.manifest).linear(weight, bias if bias in names else None)
-    return ReplacedLinear(frozen.weight, frozen.bias, ())
+    )
+    return None
 
 
 def _bias(layer: ReplacedLinear) -> Array:

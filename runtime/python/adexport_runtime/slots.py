@@ -275,13 +275,15 @@ class HeadSlot(_Slot):
 class OwnHead(Schema):
     """How a head of the base's own family reads, so that a replaced layer finds its place.
 
-    ``out`` is the path of the last linear layer, ``dense`` of the one before it, if there is one.
+    ``out`` is the path of the last linear layer, ``dense`` of the one before it, if there is one;
+    ``biased`` says whether the last one has a bias.
     """
 
     feature: Feature
     out: str
     dense: str | None = None
     activation: Activation | None = None
+    biased: bool = True
 
 
 class Head(Schema):

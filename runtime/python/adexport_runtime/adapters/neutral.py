@@ -128,8 +128,9 @@ class NeutralAdapter:
 
     ``bottlenecks`` are by layer (from 0) and location, all of one ``style``. ``head`` is a whole head,
     ``replaced`` are layers that take the place of the base's. ``covers`` tells whether the adapter's
-    config claims a module of the model, ``claims`` the same of a bottleneck, so that a file with some of
-    its tensors lost is noticed; None where the format does not say. ``modules`` are those that the file
+    config claims a module of the model, ``claims`` the same of a bottleneck and ``saves`` of a layer
+    saved whole, so that a file with some of its tensors lost is noticed; None where the format does not
+    say. ``modules`` are those that the file
     has any tensor of, sound or not. ``problems`` are the culprits found so far; ``bind`` adds its own
     and raises them together.
     """
@@ -146,4 +147,5 @@ class NeutralAdapter:
     modules: frozenset[str] = frozenset()
     covers: Callable[[str], bool] | None = None
     claims: Callable[[int, Location], bool] | None = None
+    saves: Callable[[str], bool] | None = None
     problems: tuple[Problem, ...] = ()

@@ -82,6 +82,7 @@ def read(folder: Path, weights: Path | None, config: dict[str, Any]) -> NeutralA
         replaced=replaced,
         modules=frozenset((*contents.layers, *contents.biases)),
         covers=parsed.covers if parsed else None,
+        saves=(lambda module: bool(known.saves(module))) if parsed else None,
         problems=tuple(dict.fromkeys(problems)),
     )
 
