@@ -573,7 +573,7 @@ class TestRefused:
         folder = seq_bn(tmp_path / "imdb")
         (folder / WEIGHTS).rename(folder / "pytorch_adapter.bin")
         assert culprits(folder) == {(Code.NOT_SAFETENSORS, "pytorch_adapter.bin")}
-        assert problems(folder)[0].mend.startswith("adexport convert imdb ")
+        assert problems(folder)[0].mend.startswith(f"adexport convert {folder} ")
 
     def test_the_pickle_beside_is_not_read(self, tmp_path: Path) -> None:
         folder = seq_bn(tmp_path / "a")
@@ -641,6 +641,7 @@ class TestInterfaces:
             ({"layer_pre_ffn": None}, {}, "original_ln_before"),
             ({"layer_pre_ffn": None}, {"is_parallel": True}, "is_parallel"),
             ({"layer_cross_attn": "cross_attn"}, {}, "layer_cross_attn"),
+            ({"attn_qkv_proj": "Wqkv"}, {}, "attn_qkv_proj"),
         ],
         ids=str,
     )
@@ -656,8 +657,23 @@ class TestInterfaces:
         read(self.qwen(tmp_path / "a", interface=norms, original_ln_before=False))
         read(self.qwen(tmp_path / "b", interface={"layer_ln_1": "mlp_norm"}, is_parallel=True))
 
-    @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "modernbert"])
-    def test_models_whose_adapters_are_lost(self, tmp_path: Path, model_type: str) -> None:
+    def test_a_model_whose_norms_are_unknown(self, tmp_path: Path) -> None:
+        folder = self.qwen(tmp_path / "a", "of_tomorrow")
+        assert culprits(folder) == {(Code.UNSUPPORTED, "original_ln_before")}
+        read(self.qwen(tmp_path / "b", "of_tomorrow", original_ln_before=False))
+
+    def test_an_interface_comes_before_the_librarys_own_wrapping(self, tmp_path: Path) -> None:
+        """BERT behind an interface: the same places under other names."""
+        folder = self.qwen(tmp_path / "a", "bert", original_ln_before=False)
+        assert read(folder).bottlenecks.keys() == {(0, "output")}
+        folder = self.qwen(tmp_path / "b", "bert", residual_before_ln="post_add")
+        assert culprits(folder) == {
+            (Code.UNSUPPORTED, "residual_before_ln"),
+            (Code.UNSUPPORTED, "original_ln_before"),
+        }
+
+    @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+    def test_norms_between_the_layer_and_the_addition(self, tmp_path: Path, model_type: str) -> None:
         folder = self.qwen(tmp_path / "a", model_type, original_ln_before=False)
         assert culprits(folder) == {(Code.UNSUPPORTED, "model_type")}
 

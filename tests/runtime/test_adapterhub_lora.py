@@ -127,6 +127,14 @@ class TestLora:
         assert adapter.covers is not None
         assert adapter.covers("model.layers.7.self_attn.v_proj")
 
+    def test_llama_behind_an_interface_is_not_swapped(self, tmp_path: Path) -> None:
+        up = {"layers.0.mlp.up_proj": {"lora_A": (2, 16), "lora_B": (24, 2)}}
+        flags = {"selfattn_lora": False, "intermediate_lora": True}
+        folder = loras(tmp_path / "a", up, {"model_type": "llama"}, **flags)
+        assert {code for code, _ in culprits(folder)} == {Code.UNKNOWN_TENSOR}
+        (folder / "adapter_interface.json").write_text(json.dumps({"interface": INTERFACE}))
+        assert read(folder).linears.keys() == up.keys()
+
 
 class TestFused:
     """GPT-2's ``c_attn``, as ``LoRAMergedLinear`` computes it: a grouped convolution, then padding."""

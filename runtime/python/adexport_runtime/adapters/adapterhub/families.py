@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from ...errors import Code, Problem
 from ...files import DuplicateKeyError, load_json
-from .settings import Settings
+from .settings import Settings, refused
 
 INTERFACE_FILE = "adapter_interface.json"
 
@@ -20,14 +20,14 @@ class Family(NamedTuple):
     """What the reader needs to know of a ``model_type``.
 
     ``projections``: layers that take LoRA, by their path in a block. ``normed``: a LayerNorm follows the
-    additions. ``first``: a classification head reads the first token (else the last). ``pooler``: or
-    the pooled output, if its config says so. ``heads``: heads are read at all. ``fan_in_fan_out``:
-    weights lie ``[in, out]``. ``two_stacks``: a decoder follows, whose layers are counted on.
-    ``hooked``: the library wraps the model through an interface.
+    additions; None if that is unknown. ``first``: a classification head reads the first token (else the
+    last). ``pooler``: or the pooled output, if its config says so. ``heads``: heads are read at all.
+    ``fan_in_fan_out``: weights lie ``[in, out]``. ``two_stacks``: a decoder follows, whose layers are
+    counted on. ``hooked``: the library wraps the model through an interface.
     """
 
     projections: Mapping[str, Projection]
-    normed: bool
+    normed: bool | None
     first: bool = True
     pooler: bool = False
     heads: bool = True
@@ -132,31 +132,31 @@ _SANDWICH = (
     "the library puts its bottleneck in front of a norm that comes before the addition, "
     "and reads the last layer's norm in every layer (it binds it late)"
 )
-#: model_type -> why no adapter of it is what it was trained to be
-_REFUSED = {
-    "modernbert": "the library gives the fused projection a random bias when the base has none: "
-    "the model that the adapter was trained in is lost",
-}
-#: model_type -> why none of its bottlenecks is
+_RANDOM = (
+    "the library gives a fused projection a random bias when the base has none: the model that the "
+    "adapter was trained in may be lost"
+)
+#: model_type -> why none of its bottlenecks is what it was trained to be
 _NO_BOTTLENECKS = {"gemma2": _SANDWICH, "gemma3_text": _SANDWICH}
 
 
+#: behind an interface: a block's norms come before its layers, so that nothing follows the addition
+_NORMS_BEFORE = frozenset(["gemma", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"])
+
+
 def family_of(folder: Path, model_type: object) -> tuple[Family | None, list[Problem]]:
-    """The family of an adapter's base, from the library's own wrapping or the interface in the folder."""
-    if (why := _REFUSED.get(str(model_type))) is not None:
-        return None, [_refuse(model_type, why)]
+    """The family of an adapter's base.
+
+    The library goes by an interface wherever one was given, and by its own wrapping elsewhere; it saves
+    the interface beside the adapter.
+    """
+    path = folder / INTERFACE_FILE
+    if path.exists():
+        return _interface(path, model_type)
     if isinstance(model_type, str) and model_type in _FAMILIES:
         return _FAMILIES[model_type], []
-    path = folder / INTERFACE_FILE
-    if not path.exists():
-        return None, [
-            _refuse(
-                model_type,
-                f"no known family, and no {INTERFACE_FILE} that says how the library wrapped it",
-                "copy the whole adapter folder",
-            )
-        ]
-    return _interface(path)
+    cause = f"no known family, and no {INTERFACE_FILE} that says how the library wrapped it"
+    return None, [_refuse(model_type, cause, "copy the whole adapter folder")]
 
 
 def no_bottlenecks(model_type: object) -> list[Problem]:
@@ -176,7 +176,7 @@ def _refuse(model_type: object, cause: str, mend: str = "") -> Problem:
     )
 
 
-def _interface(path: Path) -> tuple[Family | None, list[Problem]]:
+def _interface(path: Path, model_type: object) -> tuple[Family | None, list[Problem]]:
     try:
         document: Any = load_json(path.read_bytes())
         interface = Interface.model_validate(document["interface"])
@@ -187,25 +187,24 @@ def _interface(path: Path) -> tuple[Family | None, list[Problem]]:
         return None, [
             Problem(Code.BAD_CONFIG, path.name, got=got, expected="what AdapterModelInterface writes")
         ]
-    if interface.layer_cross_attn:
-        return None, [
-            Problem(
-                Code.UNSUPPORTED,
-                "layer_cross_attn",
-                got=interface.layer_cross_attn[:80],
-                cause="adapters on cross attention have no slot",
-            )
-        ]
+    problems = [
+        refused(key, name, cause)
+        for key, name, cause in (
+            ("layer_cross_attn", interface.layer_cross_attn, "adapters on cross attention have no slot"),
+            ("attn_qkv_proj", interface.attn_qkv_proj, _RANDOM),
+        )
+        if name
+    ]
+    if problems:
+        return None, problems
     attention = interface.layer_self_attn
-    named: dict[str | None, Projection] = {
-        interface.attn_q_proj: "q",
-        interface.attn_k_proj: "k",
-        interface.attn_v_proj: "v",
-        interface.attn_qkv_proj: "qkv",
-    }
-    projections: dict[str, Projection] = {
-        f"{attention}.{name}": kind for name, kind in named.items() if name is not None
-    }
+    named: tuple[tuple[str | None, Projection], ...] = (
+        (interface.attn_q_proj, "q"),
+        (interface.attn_k_proj, "k"),
+        (interface.attn_v_proj, "v"),
+    )
+    projections = {f"{attention}.{name}": kind for name, kind in named if name is not None}
     projections[interface.layer_intermediate_proj] = "intermediate"
     projections[interface.layer_output_proj] = "output"
-    return Family(projections, normed=False, first=False, heads=False, hooked=interface), []
+    normed = False if str(model_type) in _NORMS_BEFORE else None
+    return Family(projections, normed=normed, heads=False, hooked=interface), []

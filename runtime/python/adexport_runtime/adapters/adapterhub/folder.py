@@ -72,7 +72,7 @@ def pickled(folder: Path, pickle: str, expected: str) -> AdapterError:
             got="a pickle",
             expected=expected,
             cause="the library saves pickles unless it is told use_safetensors=True",
-            mend=f"adexport convert {folder.name} -o {folder.name}-safe",
+            mend=f"adexport convert {folder} -o NEW_FOLDER",
         ),
     )
 

@@ -196,6 +196,16 @@ def _hooked(settings: BottleneckSettings, family: Family) -> list[Problem]:
                 "train with original_ln_before=False",
             )
         )
+    if before and not norms and family.normed is None:
+        problems.append(
+            refused(
+                "original_ln_before",
+                True,
+                "what the adapter reads depends on whether a norm follows the addition, which is unknown "
+                "of this model",
+                "train with original_ln_before=False",
+            )
+        )
     unhooked = (settings.mh_adapter and not interface.layer_pre_self_attn) or (
         settings.output_adapter and not interface.layer_pre_ffn
     )

@@ -101,7 +101,7 @@ def read_head(folder: Path, family: Family | None, model_type: object) -> Head |
 
 
 def _refused(folder: Path, code: Code, name: str, expected: str, *, convert: bool = False) -> AdapterError:
-    mend = f"adexport convert {folder.name} -o {folder.name}-safe" if convert else "copy the whole folder"
+    mend = f"adexport convert {folder} -o NEW_FOLDER" if convert else "copy the whole folder"
     got = "a pickle" if convert else f"{name} alone"
     return AdapterError(
         f"{folder.name} is refused", Problem(code, f"{folder.name}/{name}", got, expected, "", mend)
