@@ -1,4 +1,4 @@
-"""AdapterHub folders of random tensors, written as ``save_adapter`` writes them (adapters 1.3)."""
+"""AdapterHub folders of random tensors, as ``save_adapter`` writes them, and what the reader finds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+
+from adexport_runtime.adapters import NeutralAdapter, read_adapter
+from adexport_runtime.errors import AdapterError, Code, Problem
 
 WEIGHTS = "adapter.safetensors"
 HEAD_WEIGHTS = "model_head.safetensors"
 NAME = "acme"
 FEATURES = 16
+
+OUTPUT = "encoder.layer.{}.output"
+DOWN = OUTPUT + f".adapters.{NAME}.adapter_down.0.weight"
 
 Tensors = dict[str, np.ndarray]
 
@@ -73,6 +81,49 @@ LORA: dict[str, Any] = {
     "vera_b": None,
     "vera_d": None,
 }
+#: ``adapter_interface.json`` of Qwen2
+INTERFACE = {
+    "attn_k_proj": "k_proj",
+    "attn_q_proj": "q_proj",
+    "attn_qkv_proj": None,
+    "attn_v_proj": "v_proj",
+    "layer_cross_attn": None,
+    "layer_intermediate_proj": "mlp.up_proj",
+    "layer_ln_1": None,
+    "layer_ln_2": None,
+    "layer_output_proj": "mlp.down_proj",
+    "layer_pre_ffn": "post_attention_layernorm",
+    "layer_pre_self_attn": "input_layernorm",
+    "layer_self_attn": "self_attn",
+}
+#: of the keys of every family, one location after the other
+KEYS: dict[str, tuple[str, str]] = {
+    "bert": ("bert.encoder.layer.{}.attention.output", "bert.encoder.layer.{}.output"),
+    "roberta": ("encoder.layer.{}.attention.output", "encoder.layer.{}.output"),
+    "xlm-roberta": ("roberta.encoder.layer.{}.attention.output", "roberta.encoder.layer.{}.output"),
+    "electra": ("electra.encoder.layer.{}.attention.output", "electra.encoder.layer.{}.output"),
+    "deberta-v2": ("deberta.encoder.layer.{}.attention.output", "deberta.encoder.layer.{}.output"),
+    "distilbert": ("transformer.layer.{}.attention_adapters", "transformer.layer.{}.output_adapters"),
+    "llama": ("model.layers.{}.attention_adapters", "model.layers.{}.output_adapters"),
+    "mistral": ("layers.{}.attention_adapters", "layers.{}.output_adapters"),
+    "gpt2": ("transformer.h.{}.attention_adapters", "transformer.h.{}.output_adapters"),
+    "vit": ("encoder.layer.{}.attention_adapters", "encoder.layer.{}.output.output_adapters"),
+    "t5": ("encoder.block.{}.layer.0", "encoder.block.{}.layer.1"),
+    "bart": ("encoder.layers.{}.attention_adapters", "encoder.layers.{}.output_adapters"),
+    "albert": (
+        "encoder.albert_layer_groups.0.albert_layers.{}.attention.attention_adapters",
+        "encoder.albert_layer_groups.0.albert_layers.{}.output_adapters",
+    ),
+}
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FAST = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def randoms(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> Tensors:
@@ -108,10 +159,10 @@ def seq_bn(folder: Path, top: Mapping[str, Any] | None = None, **config: Any) ->
 
     The tensors are those of the unchanged config, but for norms and scalings that the changes bring.
     """
-    settings = {**SEQ_BN, **config}
-    places = ["attention.output"] if settings["mh_adapter"] is True else []
-    places += ["output"] if settings["output_adapter"] is True else []
-    down = 1 if settings["ln_before"] is True else 0
+    chosen = {**SEQ_BN, **config}
+    places = ["attention.output"] if chosen["mh_adapter"] is True else []
+    places += ["output"] if chosen["output_adapter"] is True else []
+    down = 1 if chosen["ln_before"] is True else 0
     shapes: dict[str, tuple[int, ...]] = {}
     for place in [f"encoder.layer.{layer}.{place}" for layer in (0, 1) for place in places]:
         module = f"{place}.adapters.{NAME}"
@@ -122,13 +173,13 @@ def seq_bn(folder: Path, top: Mapping[str, Any] | None = None, **config: Any) ->
             f"{module}.adapter_up.bias": (FEATURES,),
         }
         for norm in ("before", "after"):
-            if settings[f"ln_{norm}"] is True:
+            if chosen[f"ln_{norm}"] is True:
                 shapes |= {
                     f"{module}.adapter_norm_{norm}.{half}": (FEATURES,) for half in ("weight", "bias")
                 }
-        if settings["scaling"] in ("learned", "channel"):
-            shapes[f"{module}.scaling"] = (1,) if settings["scaling"] == "learned" else (FEATURES,)
-    return write(folder, document(settings, **(top or {})), randoms(shapes))
+        if chosen["scaling"] in ("learned", "channel"):
+            shapes[f"{module}.scaling"] = (1,) if chosen["scaling"] == "learned" else (FEATURES,)
+    return write(folder, document(chosen, **(top or {})), randoms(shapes))
 
 
 def loras(
@@ -153,3 +204,76 @@ def edit(folder: Path, name: str = WEIGHTS, /, **changes: np.ndarray | None) -> 
     kept = {**tensors_of(folder, name), **changes}
     save_file({key: value for key, value in kept.items() if value is not None}, folder / name)
     return folder
+
+
+def read(folder: Path) -> NeutralAdapter:
+    """An adapter without problems."""
+    adapter = read_adapter(folder)
+    assert adapter.problems == ()
+    return adapter
+
+
+def culprits(folder: Path) -> set[tuple[Code, str]]:
+    """What is wrong with an adapter: raised, or gathered for ``bind``."""
+    return {(problem.code, problem.subject) for problem in problems(folder)}
+
+
+def problems(folder: Path) -> tuple[Problem, ...]:
+    try:
+        return read_adapter(folder).problems
+    except AdapterError as error:
+        return error.problems
+
+
+def bottleneck(module: str, name: str = NAME, width: int = 4) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{module}.adapters.{name}.adapter_down.0.weight": (width, FEATURES),
+        f"{module}.adapters.{name}.adapter_down.0.bias": (width,),
+        f"{module}.adapters.{name}.adapter_up.weight": (FEATURES, width),
+        f"{module}.adapters.{name}.adapter_up.bias": (FEATURES,),
+    }
+
+
+def at(
+    folder: Path, modules: Mapping[str, int], top: Mapping[str, Any] | None = None, **config: Any
+) -> Path:
+    """Bottlenecks at the given modules, of the given widths."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for module, width in modules.items():
+        shapes |= bottleneck(module, (top or {}).get("name", NAME), width)
+    return write(folder, document({**SEQ_BN, **config}, **(top or {})), randoms(shapes))
+
+
+def compacter(folder: Path, top: Mapping[str, Any] | None = None, **changes: Any) -> Path:
+    """A hypercomplex bottleneck of width 8 in two layers."""
+    config = {**SEQ_BN, "phm_layer": True, "reduction_factor": 2, **changes}
+    n, rank = config["phm_dim"], config["phm_rank"]
+
+    def rule(path: str) -> dict[str, tuple[int, ...]]:
+        if config["factorized_phm_rule"]:
+            return {f"{path}_left": (n, n, 1), f"{path}_right": (n, 1, n)}
+        return {path: (n, n, n)}
+
+    def matrix(path: str, into: int, out: int) -> dict[str, tuple[int, ...]]:
+        if config["factorized_phm_W"]:
+            return {f"{path}_left": (n, into // n, rank), f"{path}_right": (n, rank, out // n)}
+        return {path: (n, into // n, out // n)}
+
+    sides = {"down": (FEATURES, 8), "up": (8, FEATURES)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in (0, 1):
+        for side, path in (("down", "adapter_down.0"), ("up", "adapter_up")):
+            where = f"bert.{OUTPUT.format(layer)}.adapters.{NAME}.{path}"
+            if not config["shared_phm_rule"]:
+                shapes |= rule(f"{where}.phm_rule")
+            if not config["shared_W_phm"]:
+                shapes |= matrix(f"{where}.W", *sides[side])
+            if config["phm_bias"]:
+                shapes[f"{where}.b"] = (sides[side][1],)
+    shared = f"bert.shared_parameters.{NAME}"
+    if config["shared_phm_rule"]:
+        shapes |= rule(f"{shared}.phm_rule")
+    if config["shared_W_phm"]:
+        for side, (into, out) in sides.items():
+            shapes |= matrix(f"{shared}.W_{side}", into, out)
+    return write(folder, document(config, **(top or {})), randoms(shapes))

@@ -11,8 +11,8 @@ import pytest
 from adexport_runtime.adapters import read_adapter
 from adexport_runtime.errors import Code
 
+from .adapterhub_files import culprits, read
 from .support import names_in
-from .test_adapterhub import culprits, read
 
 ROOT = Path(__file__).parent.parent / "golden" / "adapterhub"
 CASES: list[dict[str, Any]] = json.loads((ROOT / "index.json").read_text())

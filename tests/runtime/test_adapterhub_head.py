@@ -19,17 +19,23 @@ from adexport_runtime.adapters import HeadWeights, read_adapter
 from adexport_runtime.errors import Code
 
 from .adapterhub_files import (
+    FAST,
     FEATURES,
     HEAD_WEIGHTS,
+    JSON,
+    KEYS,
     NAME,
     WEIGHTS,
+    at,
+    culprits,
     document,
     edit,
+    problems,
     randoms,
+    read,
     seq_bn,
     tensors_of,
 )
-from .test_adapterhub import FAST, JSON, KEYS, at, culprits, problems, read
 
 CONFIG = "head_config.json"
 #: ``ClassificationHead(num_labels=3)``

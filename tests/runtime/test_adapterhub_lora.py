@@ -16,8 +16,23 @@ from torch.nn import functional
 from adexport_runtime.adapters import FrozenLinear, LinearRecipe, LinearWeights
 from adexport_runtime.errors import AdapterError, Code
 
-from .adapterhub_files import FEATURES, LORA, NAME, document, edit, loras, randoms, tensors_of, write
-from .test_adapterhub import FAST, INTERFACE, JSON, culprits, problems, read
+from .adapterhub_files import (
+    FAST,
+    FEATURES,
+    INTERFACE,
+    JSON,
+    LORA,
+    NAME,
+    culprits,
+    document,
+    edit,
+    loras,
+    problems,
+    randoms,
+    read,
+    tensors_of,
+    write,
+)
 
 QUERY = "encoder.layer.{}.attention.self.query"
 VALUE = "encoder.layer.{}.attention.self.value"
