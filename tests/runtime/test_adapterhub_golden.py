@@ -67,8 +67,7 @@ def modules_of(base: str) -> set[str]:
 
 @pytest.mark.parametrize("case", cases("serve"))
 def test_served(case: dict[str, Any]) -> None:
-    folder = folder_of(case)
-    adapter = read(folder)
+    adapter = read(folder_of(case))
     assert bool(adapter.bottlenecks) != bool(adapter.linears)
     assert (adapter.head is not None) == case["case"].startswith("head-")
     if adapter.claims is not None:

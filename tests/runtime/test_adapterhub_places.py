@@ -52,7 +52,7 @@ class TestPlaces:
         folder = at(tmp_path / "b", {key.format(g, 0): 4 for g in (0, 1, 2)}, top, leave_out=[1, 3, 5])
         assert culprits(folder) == {(Code.UNSUPPORTED, "leave_out")}
 
-    @pytest.mark.parametrize("name", ["adapters", "loras", "a b", "café", "x_adapters"])
+    @pytest.mark.parametrize("name", ["adapters", "loras", "en/wiki@ukp", "a b", "café", "x_adapters"])
     def test_names_that_look_like_keys(self, tmp_path: Path, name: str) -> None:
         adapter = read(at(tmp_path / "a", {OUTPUT.format(0): 4, OUTPUT.format(1): 4}, {"name": name}))
         assert len(adapter.bottlenecks) == 2
