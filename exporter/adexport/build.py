@@ -239,6 +239,7 @@ def _finish(
             "sites": lowered.slots.sites,
             "bottlenecks": lowered.slots.bottlenecks,
             "head": lowered.slots.head,
+            "guards": lowered.slots.guards,
             "outputs": tuple(_output(spec, manifest, plan) for spec in manifest.outputs),
             "files": _files(part),
         }

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from adexport_runtime import dtypes
 from adexport_runtime.backends.onnxruntime import open_session
 from adexport_runtime.errors import BuildError, Code, Problem
-from adexport_runtime.slots import BottleneckForm, BottleneckStyle, SlotInput
+from adexport_runtime.slots import BottleneckForm, BottleneckStyle, Guards, SlotInput
 from adexport_runtime.tensors import Array
 
 from .lower import (
@@ -34,6 +34,8 @@ from .reference import RANKS, Case, reference_bottleneck, reference_factors
 from .slots.kinds import FACTORS
 
 #: what the reference's bottlenecks are
+_GUARDS = "guards"
+_YES = np.array(1, np.int64)
 _STYLE = BottleneckStyle(form=BottleneckForm(), activation="relu")
 
 
@@ -115,6 +117,7 @@ class _Runner:
     def factors(self) -> dict[str, frozenset[str]]:
         """The factors of the linear slots, and of the bottlenecks that can be the reference's."""
         found = {site.path: frozenset(site.linear.factors) for site in self.slots.sites}
+        found[_GUARDS] = frozenset(Guards.model_fields)
         bottlenecks = self.slots.bottlenecks
         if bottlenecks is not None and bottlenecks.code(_STYLE) is not None:
             for site in bottlenecks.sites:
@@ -147,6 +150,12 @@ class _Runner:
             yield end.path, end.slot.factors, rows
         if self.slots.head is not None:
             yield "", self.slots.head.slot.factors, [{} for _ in indices]
+        if self.slots.guards is not None:
+            yield (
+                _GUARDS,
+                self.slots.guards.factors,
+                [dict.fromkeys(Guards.model_fields, _YES)] * len(RANKS),
+            )
 
     def _bank(self, slot: SlotInput, rows: list[Array | None]) -> Array:
         """One slot input, row 0 the identity; a ragged size is as large as the rows need."""

@@ -34,7 +34,7 @@ def run(model: ir.Model, path: Path, **feeds: Any) -> np.ndarray[Any, Any]:
 
 
 def ops(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph)
+    return Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph))
 
 
 def test_the_trace_is_not_changed(tiny_bundle: Path) -> None:
@@ -59,7 +59,36 @@ def test_slots_are_local_functions(tiny_bundle: Path) -> None:
     assert [site.path for site in lowered.slots.sites] == list(sites)
     assert ops(lowered.graph)["LoraAdd"] == 3
     names = [value.name for value in lowered.graph.graph.inputs]
-    assert names[3:] == ["adapter_ids", *(f"{s}.lora_{half}" for s in sites for half in "AB")]
+    halves = [f"{site}.lora_{half}" for site in sites for half in "AB"]
+    assert names[3:] == ["adapter_ids", "adapter_uses.linear", *halves]
+
+
+def test_a_slot_that_no_row_uses_is_skipped(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Weights in the bank do nothing for rows whose guard says that they have none."""
+    trace = trace_of(tiny_bundle)
+    sites = slot_candidates(trace)
+    lowered = lower(trace, LowerOptions(lora_at(sites)))
+    random = np.random.default_rng(0)
+    banks = {}
+    for slot in (slot for site in lowered.slots.sites for slot in site.linear.factors.values()):
+        sizes = [3 if isinstance(size, str) else size for size in slot.shape[1:]]
+        banks[slot.name] = random.normal(size=(2, *sizes)).astype(np.float32)
+    base = run(lower(trace, LowerOptions()).graph, tmp_path / "base.onnx")
+
+    def outputs(uses: list[int], ids: list[int]) -> np.ndarray[Any, Any]:
+        feeds = {"adapter_ids": np.array(ids), "adapter_uses.linear": np.array(uses), **banks}
+        return run(lower(trace, LowerOptions(lora_at(sites))).graph, tmp_path / "slots.onnx", **feeds)
+
+    np.testing.assert_array_equal(outputs([0, 0], [1, 1]), base)
+    np.testing.assert_array_equal(outputs([0, 1], [0, 0]), base)
+    assert np.abs(outputs([0, 1], [0, 1]) - base)[1].max() > 1e-3
+
+
+def test_slots_can_stand_without_a_guard(tiny_bundle: Path) -> None:
+    trace = trace_of(tiny_bundle)
+    lowered = lower(trace, LowerOptions(lora_at(slot_candidates(trace)), guarded=False))
+    assert lowered.slots.guards is None
+    assert "If" not in ops(lowered.graph)
 
 
 @pytest.mark.parametrize("opset", [20, 23])
@@ -111,6 +140,7 @@ def test_one_id_serves_the_whole_batch(tiny_bundle: Path, tmp_path: Path) -> Non
     for site in lowered.slots.sites:
         banks[site.linear.lora_A.name] = random.normal(size=(3, site.in_features, 2)).astype(np.float32)
         banks[site.linear.lora_B.name] = random.normal(size=(3, 2, site.out_features)).astype(np.float32)
+    banks["adapter_uses.linear"] = np.array([0, 1, 1])
     each = run(lowered.graph, tmp_path / "a.onnx", adapter_ids=np.array([2, 2]), **banks)
     one = run(lowered.graph, tmp_path / "b.onnx", adapter_ids=np.array([2]), **banks)
     np.testing.assert_allclose(each, one, atol=1e-6)

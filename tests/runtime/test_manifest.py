@@ -56,7 +56,7 @@ def test_round_trip_without_slots(plain_bundle: Path) -> None:
 def test_what_the_manifest_says(text: str) -> None:
     manifest = parse_manifest(text)
     assert len(manifest.sites) == 2 * 6
-    assert len(manifest.slot_inputs) == 2 * len(manifest.sites)
+    assert len(manifest.slot_inputs) == 2 * len(manifest.sites) + 1  # and the guard
     site = manifest.site_by_path["encoder.layer.1.intermediate.dense"]
     assert (site.in_features, site.out_features) == (32, 48)
     assert manifest.limits.max_rank == 16

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from adexport_runtime.slots import Activation
 
-from .graph import Emitter, constant
+from .graph import Emit, constant
 
 
-def activate(emit: Emitter, x: ir.Value, activation: Activation) -> ir.Value:
+def activate(emit: Emit, x: ir.Value, activation: Activation) -> ir.Value:
     """One activation; ``gelu`` is exact, ``gelu_new`` the tanh approximation (arXiv:1606.08415)."""
     if activation == "relu":
         return emit("Relu", x)
@@ -31,7 +31,7 @@ class Choice:
     ``Where`` on whole rows: what another row computes never meets this one's.
     """
 
-    def __init__(self, graph: ir.Graph, emit: Emitter, code: ir.Value | None, codes: int) -> None:
+    def __init__(self, graph: ir.Graph, emit: Emit, code: ir.Value | None, codes: int) -> None:
         """``code`` is int64 ``[batch]`` or ``[1]``, of ``codes`` values; None if there is one only."""
         self._graph, self._emit = graph, emit
         self._code, self._codes = code, codes

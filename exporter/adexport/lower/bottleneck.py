@@ -25,7 +25,8 @@ from adexport_runtime.slots import (
 
 from ..ops import RESIDUAL, ROW_LINEAR
 from .activation import Choice, activate
-from .graph import Emitter, add_input, constant, opaque
+from .graph import Emit, Emitter, add_input, constant, opaque
+from .guard import Guard
 from .options import BottleneckOptions
 from .rows import call
 
@@ -50,7 +51,10 @@ def _place(node: ir.Node) -> tuple[int, Location]:
 
 
 def lower_residuals(
-    model: ir.Model, options: BottleneckOptions | None, ids: ir.Value | None
+    model: ir.Model,
+    options: BottleneckOptions | None,
+    ids: ir.Value | None,
+    guard: Guard | None = None,
 ) -> Bottlenecks | None:
     """Lower all sub-block ends; with ``options`` those at its sites get a bottleneck slot."""
     graph = model.graph
@@ -60,7 +64,7 @@ def lower_residuals(
         emit = Emitter(graph, node)
         path = node.attributes["site"].as_string()
         if options is None or (options.sites is not None and path not in options.sites):
-            emit.replace(_End(model, emit, node).plain())
+            emit.replace(_End(model, node, emit).plain())
             continue
         if path not in made:
             made[path] = _site(node, options)
@@ -68,7 +72,19 @@ def lower_residuals(
                 dtype = ir.DataType.INT64 if factor.dtype == "int64" else ir.DataType.FLOAT
                 inputs[factor.name] = add_input(graph, factor.name, factor.shape, dtype)
         factors = {name: inputs[slot.name] for name, slot in made[path].slot.factors.items()}
-        emit.replace(_End(model, emit, node).slotted(factors, options, ids))
+        if guard is None:
+            emit.replace(_End(model, node, emit).slotted(factors, options, ids))
+            continue
+        chosen = guard.choose(
+            emit,
+            f"{path}.{node.name}",
+            node.outputs[0],
+            lambda branch, node=node, factors=factors: _End(model, node, branch).slotted(  # type: ignore[misc]
+                factors, options, ids
+            ),
+            lambda branch, node=node: _End(model, node, branch).plain(),  # type: ignore[misc]
+        )
+        emit.replace(chosen)
     if options is None or not made:
         return None
     return Bottlenecks(forms=options.forms, activations=options.activations, sites=tuple(made.values()))
@@ -112,8 +128,8 @@ class _End:
     """Emits the end of one sub-block."""
 
     model: ir.Model
-    emit: Emitter
     node: ir.Node
+    emit: Emit
 
     def plain(self) -> ir.Value:
         """``norm(h + x)``."""

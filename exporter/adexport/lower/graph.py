@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ..ops import DOMAIN
+
+#: adds a node with one output somewhere: ``emit("Add", x, y)`` returns the new value
+Emit = Callable[..., ir.Value]
 
 
 class Emitter:

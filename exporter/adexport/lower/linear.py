@@ -15,14 +15,18 @@ import onnx_ir as ir
 from adexport_runtime.slots import LinearSlot, Site, SlotInput
 
 from ..ops import LINEAR, LORA_ADD, ROW_ADD, ROW_SCALE
-from .graph import Emitter, add_input, constant, opaque
+from .graph import Emit, Emitter, add_input, constant, opaque
+from .guard import Branch, Guard
 from .rows import call
 
 BATCH = "batch"
 
 
 def lower_linears(
-    model: ir.Model, sites: Mapping[str, Collection[str]], ids: ir.Value | None
+    model: ir.Model,
+    sites: Mapping[str, Collection[str]],
+    ids: ir.Value | None,
+    guard: Guard | None = None,
 ) -> tuple[Site, ...]:
     """Lower all linear layers; those in ``sites`` get a slot with the factors named there.
 
@@ -44,60 +48,79 @@ def lower_linears(
             for factor in made[path].linear.factors.values():
                 inputs[factor.name] = add_input(graph, factor.name, factor.shape, ir.DataType.FLOAT)
         factors = made[path].linear.factors if path in made else {}
-        slot = _Slot(model, emit, {name: inputs[f.name] for name, f in factors.items()}, ids)
-        shape, x = slot.by_row(x)
         matrix = (
             weight if node.attributes["transposed"].as_int() else emit("Transpose", weight, perm=[1, 0])
         )
-        y = emit("MatMul", slot.scaled("scale_in", x), matrix)
-        if bias is not None:
-            y = emit("Add", y, bias)
-        y = slot.finished(y, x)
-        emit.replace(y if shape is None else emit("Reshape", y, slot.like(shape, y)))
+        slot = _Slot(model, {name: inputs[f.name] for name, f in factors.items()}, ids, x, matrix, bias)
+        emit.replace(slot.emitted(emit, f"{path}.{node.name}", node.outputs[0], guard))
     return tuple(made.values())
 
 
 @dataclass
 class _Slot:
-    """Emits the factors that a slot has; without any it emits nothing."""
+    """Emits one layer with the factors that its slot has; without any it is the frozen layer."""
 
     model: ir.Model
-    emit: Emitter
     factors: Mapping[str, ir.Value]
     ids: ir.Value | None
+    x: ir.Value
+    matrix: ir.Value
+    bias: ir.Value | None
 
-    def by_row(self, x: ir.Value) -> tuple[ir.Value | None, ir.Value]:
-        """``x`` as ``[batch, tokens, features]``, and its shape if that is another."""
-        assert x.shape is not None
-        if not self.factors or len(x.shape) == 3:
-            return None, x
-        kept = constant(self.model.graph, "adexport.by_row", np.array([0, -1], np.int64))
-        wanted = self.emit("Concat", kept, self.emit("Shape", x, start=-1), axis=0)
-        return self.emit("Shape", x), self.emit("Reshape", x, wanted)
+    def emitted(self, emit: Emitter, name: str, like: ir.Value, guard: Guard | None) -> ir.Value:
+        """The layer's output; behind a guard, the slot's work is done only if some row uses it."""
+        assert self.x.shape is not None
+        if not self.factors:
+            return self._frozen(emit, self._product(emit, self.x))
+        if len(self.x.shape) != 3:
+            return self._bent(emit)
+        if guard is None:
+            return self._slotted(emit, self.x, None)
+        # the product stands outside of the branches, so that its weight is packed once
+        product = None if "scale_in" in self.factors else self._product(emit, self.x)
 
-    def like(self, shape: ir.Value, y: ir.Value) -> ir.Value:
-        """The shape of the layer's input, with the layer's output size at its end."""
-        first, last = (
-            constant(self.model.graph, f"adexport.{name}", np.array([at], np.int64))
-            for name, at in (("zero_1", 0), ("minus_1", -1))
-        )
-        leading = self.emit("Slice", shape, first, last)
-        return self.emit("Concat", leading, self.emit("Shape", y, start=-1), axis=0)
+        def plain(branch: Branch) -> ir.Value:
+            found = product if product is not None else self._product(branch, self.x)
+            return branch("Identity", found) if self.bias is None else self._frozen(branch, found)
 
-    def scaled(self, factor: str, x: ir.Value) -> ir.Value:
-        if factor not in self.factors:
-            return x
-        return call(self.model, self.emit, ROW_SCALE, x, self.factors[factor], self.ids)
+        return guard.choose(emit, name, like, lambda branch: self._slotted(branch, self.x, product), plain)
 
-    def finished(self, y: ir.Value, x: ir.Value) -> ir.Value:
-        """``scale_out * (y + (x lora_A) lora_B) + bias``."""
+    def _product(self, emit: Emit, x: ir.Value) -> ir.Value:
+        return emit("MatMul", x, self.matrix)
+
+    def _frozen(self, emit: Emit, product: ir.Value) -> ir.Value:
+        return product if self.bias is None else emit("Add", product, self.bias)
+
+    def _slotted(self, emit: Emit, x: ir.Value, product: ir.Value | None) -> ir.Value:
+        """``scale_out * (W (scale_in * x) + b + (x lora_A) lora_B) + bias``."""
+        if product is None:
+            product = self._product(emit, self._scaled(emit, "scale_in", x))
+        y = self._frozen(emit, product)
         if "lora_A" in self.factors:
             halves = (self.factors["lora_A"], self.factors["lora_B"])
-            y = call(self.model, self.emit, LORA_ADD, y, x, *halves, self.ids)
-        y = self.scaled("scale_out", y)
+            y = call(self.model, emit, LORA_ADD, y, x, *halves, self.ids)
+        y = self._scaled(emit, "scale_out", y)
         if "bias" in self.factors:
-            y = call(self.model, self.emit, ROW_ADD, y, self.factors["bias"], self.ids)
+            y = call(self.model, emit, ROW_ADD, y, self.factors["bias"], self.ids)
         return y
+
+    def _scaled(self, emit: Emit, factor: str, x: ir.Value) -> ir.Value:
+        if factor not in self.factors:
+            return x
+        return call(self.model, emit, ROW_SCALE, x, self.factors[factor], self.ids)
+
+    def _bent(self, emit: Emitter) -> ir.Value:
+        """The same for an ``x`` that is not ``[batch, tokens, features]``."""
+        graph = self.model.graph
+        kept = constant(graph, "adexport.by_row", np.array([0, -1], np.int64))
+        wanted = emit("Concat", kept, emit("Shape", self.x, start=-1), axis=0)
+        y = self._slotted(emit, emit("Reshape", self.x, wanted), None)
+        first, last = (
+            constant(graph, f"adexport.{name}", np.array([at], np.int64))
+            for name, at in (("zero_1", 0), ("minus_1", -1))
+        )
+        leading = emit("Slice", emit("Shape", self.x), first, last)
+        return emit("Reshape", y, emit("Concat", leading, emit("Shape", y, start=-1), axis=0))
 
 
 def linear_layers(model: ir.Model) -> dict[str, bool]:

@@ -30,13 +30,15 @@ class HeadOptions:
 class LowerOptions:
     """The slots (none: the plain base) and the precision.
 
-    ``sites`` are linear layers by path, each with the factors that its slot has.
+    ``sites`` are linear layers by path, each with the factors that its slot has. ``guarded``: slots are
+    skipped when no row of the batch has anything for them, at the price of an ``If`` for each.
     """
 
     sites: Mapping[str, Collection[str]] = field(default_factory=dict)
     bottlenecks: BottleneckOptions | None = None
     head: HeadOptions | None = None
     dtype: str = "fp32"
+    guarded: bool = True
 
 
 def lora_at(paths: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -81,7 +81,7 @@ def _retype(
     for value in graph.inputs:
         if value.dtype == source:
             value.type = ir.TensorType(target)
-    for node in graph:
+    for node in ir.traversal.RecursiveGraphIterator(graph):
         to = node.attributes.get("to") if node.op_type == "Cast" else None
         if to is not None and to.as_int() == source:
             node.attributes["to"] = ir.AttrInt64("to", int(target))

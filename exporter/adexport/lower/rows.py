@@ -12,12 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ops import DOMAIN, LORA_ADD, ROW_ADD, ROW_LINEAR, ROW_SCALE, VERSION
-from .graph import Emitter
-
-Emit = Callable[..., ir.Value]
+from .graph import Emit
 
 
-def call(model: ir.Model, emit: Emitter, function: str, *inputs: ir.Value | None) -> ir.Value:
+def call(model: ir.Model, emit: Emit, function: str, *inputs: ir.Value | None) -> ir.Value:
     """Emit a call, and see to it that the model has the function."""
     names, body = _FUNCTIONS[function]
     key = (DOMAIN, function, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adexport_runtime.slots import Bottlenecks, Head, Site
+from adexport_runtime.slots import Bottlenecks, Guards, Head, Site
 
 ADAPTER_IDS = "adapter_ids"
 
@@ -16,6 +16,7 @@ class Slotted:
     sites: tuple[Site, ...] = ()
     bottlenecks: Bottlenecks | None = None
     head: Head | None = None
+    guards: Guards | None = None
 
     def __bool__(self) -> bool:
         """Whether there are any."""

@@ -66,7 +66,9 @@ def _kept(plan: Plan, bundle: Bundle, options: BuildOptions) -> Plan:
             bottlenecks=BottleneckOptions(
                 plan.bottlenecks.forms if options.bottlenecks else before.forms,
                 plan.bottlenecks.activations if options.activations else before.activations,
-                tuple(site.path for site in before.sites),
+                plan.bottlenecks.sites
+                if options.bottlenecks
+                else tuple(site.path for site in before.sites),
             ),
         )
     if plan.head is not None and manifest.head is not None and not options.activations:

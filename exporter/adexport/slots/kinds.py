@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from adexport_runtime.errors import BuildError, Code, Problem
-from adexport_runtime.slots import Activation, BottleneckForm, SlotKind
+from adexport_runtime.slots import Activation, BottleneckForm, Location, SlotKind
 
 LORA = frozenset({"lora_A", "lora_B"})
 #: every factor of a linear slot
@@ -22,12 +22,20 @@ LINEAR_KINDS: Mapping[str, frozenset[str]] = {
     "scale": frozenset({"scale_in", "scale_out"}),
 }
 
-#: the names that the adapters library gives to common forms
-FORMS: Mapping[str, BottleneckForm] = {
-    "double_seq_bn": BottleneckForm(),
-    "seq_bn": BottleneckForm(input="normed"),
-    "par_bn": BottleneckForm(input="residual"),
-    "adapter_plus": BottleneckForm(input="normed", skip="input", close=False),
+
+class Preset(NamedTuple):
+    """A kind of bottleneck by its name: its form, and where in a block it stands."""
+
+    form: BottleneckForm
+    locations: tuple[Location, ...] = ("output",)
+
+
+#: the names that the adapters library gives to common kinds
+FORMS: Mapping[str, Preset] = {
+    "double_seq_bn": Preset(BottleneckForm(), ("mh", "output")),
+    "seq_bn": Preset(BottleneckForm(input="normed")),
+    "par_bn": Preset(BottleneckForm(input="residual")),
+    "adapter_plus": Preset(BottleneckForm(input="normed", skip="input", close=False)),
 }
 
 DEFAULT_SLOTS: tuple[SlotKind, ...] = ("lora",)

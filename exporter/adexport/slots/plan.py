@@ -186,13 +186,18 @@ def _bottlenecks(
         )
     forms: list[BottleneckForm] = [style.form for style in styles]
     activations = [style.activation for style in styles]
-    if options.bottlenecks or not styles:
-        forms += [FORMS[name] for name in options.bottlenecks or DEFAULT_FORMS]
+    presets = (
+        [FORMS[name] for name in options.bottlenecks or DEFAULT_FORMS]
+        if options.bottlenecks or not styles
+        else []
+    )
+    forms += [preset.form for preset in presets]
     if options.activations or not styles:
         activations += options.activations or DEFAULT_ACTIVATIONS
-    sites = None
-    if like and "bottleneck" not in asked:
-        there = {key for adapter in like for key in adapter.bottlenecks}
+    locations = {location for preset in presets for location in preset.locations}
+    there = {key for adapter in like for key in adapter.bottlenecks}
+    there |= {place for place in places.ends.values() if place[1] in locations}
+    if there:
         strange = there - set(places.ends.values())
         if strange:
             raise BuildError(
@@ -207,7 +212,7 @@ def _bottlenecks(
                     for layer, location in sorted(strange)
                 ],
             )
-        sites = tuple(path for path, place in places.ends.items() if place in there)
+    sites = tuple(path for path, place in places.ends.items() if place in there)
     return BottleneckOptions(with_neutral(forms), tuple(dict.fromkeys(activations)), sites)
 
 

@@ -80,7 +80,7 @@ class BoundAdapter:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def rows(self, manifest: Manifest) -> dict[str, Array]:
-        """What a bank's row holds: the tensors, and the codes of this bundle for them."""
+        """What a bank's row holds: the tensors, and the codes and guards of this bundle for them."""
         rows = dict(self.tensors)
         codes: list[tuple[SlotInput | None, int | None]] = []
         if self.bottleneck is not None and manifest.bottlenecks is not None:
@@ -92,6 +92,11 @@ class BoundAdapter:
             ]
         if self.head is not None and manifest.head is not None:
             codes.append((manifest.head.slot.code, manifest.head.code(self.head)))
+        if manifest.guards is not None:
+            codes += [
+                (manifest.guards.linear, int(bool(self.ranks))),
+                (manifest.guards.bottleneck, int(bool(self.widths))),
+            ]
         for slot, code in codes:
             if slot is not None:
                 assert code is not None, "checked when it was bound"

@@ -14,7 +14,17 @@ from pydantic import Field, ValidationError, model_validator
 from .errors import BundleError, Code, Problem
 from .files import DuplicateKeyError, load_json
 from .schema import Positive, Schema
-from .slots import Bottlenecks, BottleneckSlot, Head, HeadSlot, LinearSlot, Site, SlotInput, SlotKind
+from .slots import (
+    Bottlenecks,
+    BottleneckSlot,
+    Guards,
+    Head,
+    HeadSlot,
+    LinearSlot,
+    Site,
+    SlotInput,
+    SlotKind,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -136,6 +146,7 @@ class Manifest(Schema):
     sites: tuple[Site, ...]
     bottlenecks: Bottlenecks | None = None
     head: Head | None = None
+    guards: Guards | None = None
     limits: Limits
     modules: tuple[str, ...]
     weights: tuple[FrozenWeight, ...] = ()
@@ -146,7 +157,7 @@ class Manifest(Schema):
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         wrong = []
-        slotted = bool(self.slot_inputs)
+        slotted = bool(self.sites) or self.bottlenecks is not None or self.head is not None
         if slotted != (self.adapter_ids is not None) or slotted != bool(self.slots):
             wrong.append("sites, slots and adapter_ids must be there together or not at all")
         for kind, there in self._kinds().items():
@@ -160,7 +171,7 @@ class Manifest(Schema):
         names += [self.adapter_ids] if self.adapter_ids is not None else []
         if len(set(names)) != len(names):
             wrong.append("an input is listed twice")
-        for part in (*self.sites, self.bottlenecks, self.head):
+        for part in (*self.sites, self.bottlenecks, self.head, self.guards):
             wrong += part.faults() if part is not None else []
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -179,10 +190,12 @@ class Manifest(Schema):
 
     @cached_property
     def slot_inputs(self) -> tuple[SlotInput, ...]:
-        """All slot inputs: those of the sites, of the bottleneck sites, of the head."""
-        slots: list[LinearSlot | BottleneckSlot | HeadSlot] = [site.linear for site in self.sites]
+        """All slot inputs: those of the sites, of the bottleneck sites, of the head, guards."""
+        slots: list[LinearSlot | BottleneckSlot | HeadSlot | Guards]
+        slots = [site.linear for site in self.sites]
         slots += [site.slot for site in self.bottlenecks.sites] if self.bottlenecks else []
         slots += [self.head.slot] if self.head else []
+        slots += [self.guards] if self.guards else []
         return tuple(factor for slot in slots for factor in slot.factors.values())
 
     @cached_property

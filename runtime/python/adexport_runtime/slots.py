@@ -95,6 +95,20 @@ class LinearSlot(_Slot):
         )
 
 
+class Guards(_Slot):
+    """``[rows]`` int64: 1 where the row's adapter has anything for slots of a kind, else 0.
+
+    A graph skips the slots of a kind of which no row of the batch has anything.
+    """
+
+    linear: SlotInput | None = None
+    bottleneck: SlotInput | None = None
+
+    def faults(self) -> list[str]:
+        """Guards of another shape."""
+        return self._faults({"linear": (), "bottleneck": ()})
+
+
 class Site(Schema):
     """A linear layer where an adapter acts; ``weight`` and ``bias`` name the frozen ones it wraps."""
 
