@@ -50,6 +50,14 @@ def _problems(model: Any, task: str) -> Iterator[Problem]:
             cause=f"no rule for models of type {config.model_type}",
             mend="add a file with its inputs to adexport/architectures",
         )
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "dynamic" in {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}:
+        yield Problem(
+            Code.UNSUPPORTED,
+            "rope_parameters",
+            got="dynamic: tables that depend on the longest text seen so far",
+            expected="tables that depend on positions",
+        )
     reads_last = task == TEXT_CLASSIFICATION and architecture.feature == "last" and not is_bare(model)
     if reads_last and config.pad_token_id is None:
         yield Problem(
