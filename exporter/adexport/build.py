@@ -122,7 +122,7 @@ def build_model(
     progress("compute the reference with torch")
     cases = with_outputs(
         loaded.model,
-        sample_batches(inputs, architecture.max_positions, _pad_id(loaded)),
+        sample_batches(inputs, architecture.max_positions, loaded.pad_id),
         [spec.name for spec in outputs],
         layer_features(trace.graph),
         bottleneck_features(trace.graph),
@@ -304,11 +304,6 @@ def _output(spec: Output, manifest: Manifest, plan: Plan) -> Output:
         return spec
     width = len(manifest.base.labels) if plan.head is None else "labels"
     return spec.model_copy(update={"shape": (*spec.shape[:-1], width)})
-
-
-def _pad_id(loaded: LoadedModel) -> int | None:
-    pad = getattr(loaded.config, "pad_token_id", None)
-    return None if pad is None or pad < 0 else int(pad)
 
 
 def _plan_notes(plan: Plan) -> tuple[str, ...]:

@@ -61,6 +61,12 @@ class LoadedModel:
         """The model's config."""
         return self.model.config
 
+    @property
+    def pad_id(self) -> int | None:
+        """What stands at padding, if the model's config says it."""
+        pad = getattr(self.config, "pad_token_id", None)
+        return None if pad is None or pad < 0 else int(pad)
+
 
 def load_model(source: str, task: str = "auto", *, headless: bool = False) -> LoadedModel:
     """Load a base model.
@@ -74,14 +80,14 @@ def load_model(source: str, task: str = "auto", *, headless: bool = False) -> Lo
     Raises:
         BuildError: the model does not load, or no bundle can hold it.
     """
-    model, info, chosen = _load(source, task)
+    model, info, chosen = load_torch(source, task)
     classifies = chosen in CLASSIFICATION
     bare = headless and classifies and _lacks_head(model, info)
     if not bare:
         check_supported(model, chosen, source)
     own = seen_own_head(model, chosen) if classifies else None
     if bare:
-        model, info, _ = _load(source, "feature-extraction")
+        model, info, _ = load_torch(source, "feature-extraction")
         check_supported(model, chosen, source)
     return LoadedModel(
         model=model,
@@ -94,16 +100,29 @@ def load_model(source: str, task: str = "auto", *, headless: bool = False) -> Lo
     )
 
 
-def _load(source: str, task: str) -> tuple[PreTrainedModel, dict[str, Any], Task]:
-    """Float32 whatever the checkpoint holds: precision is a choice of the lowering."""
+def load_torch(
+    source: str, task: str, labels: int | None = None
+) -> tuple[PreTrainedModel, dict[str, Any], Task]:
+    """The model, frozen and in eval mode, what its checkpoint lacked, and its task.
+
+    Float32 whatever the checkpoint holds: precision is a choice of the lowering. ``labels`` makes a
+    head of that many, random where the checkpoint's has others.
+
+    Raises:
+        BuildError: the model does not load.
+    """
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **({"num_labels": labels} if labels else {}))
         chosen = _task_of(config) if task == "auto" else cast(Task, task)
         loader = _LOADERS[chosen]
         if loader == _BARE:
             loader = architecture_of(config).bare_loader or loader
         model, info = getattr(transformers, loader).from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
+            source,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=labels is not None,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BuildError(

@@ -56,7 +56,7 @@ def sample_batches(
     cases = {}
     for name, (lengths, adapters) in _CASES.items():
         cut = [min(length, max_positions or length) for length in lengths]
-        arrays = {spec.name: _values(spec, f"{name}.{spec.name}", cut, pad_id) for spec in inputs}
+        arrays = {spec.name: sample_values(spec, f"{name}.{spec.name}", cut, pad_id) for spec in inputs}
         cases[name] = Case(arrays, np.array(adapters, np.int64), {})
     return cases
 
@@ -130,7 +130,11 @@ def _uniform(key: str, shape: tuple[int, ...], std: float) -> Array:
     return values.astype(np.float32).reshape(shape)
 
 
-def _values(spec: Input, key: str, lengths: Sequence[int], pad_id: int | None) -> Array:
+def sample_values(spec: Input, key: str, lengths: Sequence[int], pad_id: int | None) -> Array:
+    """Values of one input for rows of some lengths, padded on the right; made from ``key``.
+
+    ``pad_id`` stands at padding and nowhere else.
+    """
     if spec.dtype == "fp32":
         return _uniform(key, (len(lengths), *(size for size in spec.shape if isinstance(size, int))), 1.0)
     longest = max(lengths)

@@ -14,7 +14,7 @@ from .console import json_option, need, out, print_json, print_table, quiet_tran
 @click.argument("adapters", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--model", help="The base for torch. Default: where the bundle was built from.")
 @click.option("--tolerance", type=float, default=None, help="Default: 1e-5 for fp32, looser below.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the token ids.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the inputs.")
 @json_option
 @refusals()
 def verify(
@@ -27,7 +27,8 @@ def verify(
 ) -> None:
     """Run mixed, ragged rows through BUNDLE and through PEFT, and compare every row.
 
-    ADAPTERS are PEFT folders; without any, random ones are made. Needs torch and peft.
+    ADAPTERS are PEFT folders, of any family that can be bound; without any, random LoRA adapters are
+    made. Rows whose adapters PEFT cannot mix run there by themselves. Needs torch and peft.
     """
     for package in ("torch", "transformers", "peft"):
         need(package, "verify", "comparing with PEFT")
@@ -44,7 +45,13 @@ def verify(
     print_table(
         ("row", "adapter", "tokens", "difference from PEFT", "alone or in the batch"),
         [
-            (str(index), row.adapter or "-", str(row.tokens), f"{row.difference:.1e}", f"{row.alone:.1e}")
+            (
+                str(index),
+                row.adapter or "-",
+                "-" if row.tokens is None else str(row.tokens),
+                f"{row.difference:.1e}",
+                f"{row.alone:.1e}",
+            )
             for index, row in enumerate(report.rows)
         ],
     )
