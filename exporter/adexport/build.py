@@ -314,15 +314,15 @@ def _plan_notes(plan: Plan) -> tuple[str, ...]:
 
 def _save_tokenizer(loaded: LoadedModel, part: Path, max_positions: int | None) -> Tokenizer | None:
     loaded.config.save_pretrained(part)
-    tokenizer = loaded.tokenizer
-    if tokenizer is None or tokenizer.pad_token_id is None:
+    tokenizer, padding = loaded.tokenizer, loaded.padding
+    if tokenizer is None or padding is None:
         return None
     tokenizer.save_pretrained(part)
     lengths = [n for n in (max_positions, tokenizer.model_max_length) if n and n < 10**9]
     return Tokenizer(
         file="tokenizer.json",
-        pad_id=int(tokenizer.pad_token_id),
-        pad_token=str(tokenizer.pad_token),
+        pad_id=padding[0],
+        pad_token=padding[1],
         max_length=min(lengths) if lengths else None,
     )
 

@@ -67,6 +67,21 @@ class LoadedModel:
         pad = getattr(self.config, "pad_token_id", None)
         return None if pad is None or pad < 0 else int(pad)
 
+    @property
+    def padding(self) -> tuple[int, str] | None:
+        """The id and the token to pad texts with: the model's, else the tokenizer's.
+
+        Many decoders have none: any token will do where the mask hides it, so they take the one that
+        ends a text.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return None
+        for found in (self.pad_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
+            if found is not None:
+                return int(found), str(tokenizer.convert_ids_to_tokens(int(found)) or "")
+        return None
+
 
 def load_model(source: str, task: str = "auto", *, headless: bool = False) -> LoadedModel:
     """Load a base model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import click
 import numpy as np
 
 from adexport_runtime.engine import Engine
+from adexport_runtime.errors import Code, Problem, RequestError
+from adexport_runtime.outputs import LOGITS
 from adexport_runtime.tensors import Array
 
 from .console import json_option, print_json, print_table, refusals
 
 BASE = "-"
+
+Result = dict[str, Any]
 
 
 @click.command(
@@ -46,24 +51,22 @@ def run(
     named = [None if name == BASE else name for name in adapters or (BASE,)]
     rows = named * len(texts) if len(named) == 1 else named
     with Engine.open(bundle, provider=provider, threads=threads) as engine:
+        _check_texts(engine)
         inputs = engine.text(texts)
         outputs = engine.run(inputs, rows)
-        base = engine.bundle.manifest.base
+        task = engine.bundle.manifest.base.task
+        masks = inputs["attention_mask"].astype(bool)
         results = [
             {
                 "text": text,
                 "adapter": name,
-                "tokens": int(mask.sum()),
-                **_result(
-                    base.task, base.labels, {key: value[row] for key, value in outputs.items()}, mask
-                ),
+                "tokens": int(masks[row].sum()),
+                **_result(engine, outputs.labels[row], outputs.row(row), masks[row]),
             }
-            for row, (text, name, mask) in enumerate(
-                zip(texts, rows, inputs["attention_mask"].astype(bool), strict=True)
-            )
+            for row, (text, name) in enumerate(zip(texts, rows, strict=True))
         ]
     if as_json:
-        print_json({"bundle": str(bundle), "task": base.task, "rows": results})
+        print_json({"bundle": str(bundle), "task": task, "rows": results})
         return
     print_table(
         ("text", "adapter", "tokens", "result"),
@@ -71,26 +74,60 @@ def run(
     )
 
 
-def _result(task: str, labels: tuple[str, ...], outputs: dict[str, Array], mask: Array) -> dict[str, Any]:
-    if task == "feature-extraction":
-        mean = outputs["last_hidden_state"][mask].mean(axis=0)
-        return {"embedding": [float(value) for value in mean]}
-    logits = outputs["logits"]
-    scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    scores /= scores.sum(axis=-1, keepdims=True)
-    if task == "text-classification":
+def _check_texts(engine: Engine) -> None:
+    """Refuse a bundle that takes something else.
+
+    Raises:
+        RequestError: saying what it takes.
+    """
+    names = [spec.name for spec in engine.bundle.manifest.inputs]
+    if "input_ids" not in names:
+        raise RequestError(
+            "nothing was run",
+            Problem(
+                Code.UNSUPPORTED,
+                str(engine.bundle.root),
+                got=f"a bundle that takes {', '.join(names)}",
+                expected="a bundle that takes texts",
+                cause="pixels have no form on a command line",
+                mend=f"pass arrays to adexport_runtime: engine.run({{'{names[0]}': …}}, adapters)",
+            ),
+        )
+
+
+def _result(engine: Engine, labels: tuple[str, ...], outputs: Mapping[str, Array], mask: Array) -> Result:
+    """What a row's outputs mean; a row without labels has its hidden states, if anything."""
+    task = engine.bundle.manifest.base.task
+    if task == "text-generation":
+        scores = _softmax(outputs[LOGITS][int(np.flatnonzero(mask)[-1])])
+        best = int(scores.argmax())
+        return {"next_token": engine.text.decode([best]), "next_id": best, "score": float(scores[best])}
+    if labels and task == "text-classification":
+        scores = _softmax(outputs[LOGITS])
         return {
-            "label": labels[int(logits.argmax())],
+            "label": labels[int(scores.argmax())],
             "scores": {label: float(score) for label, score in zip(labels, scores, strict=True)},
         }
-    return {"labels": [labels[index] for index in logits[mask].argmax(axis=-1)]}
+    if labels:
+        return {"labels": [labels[index] for index in outputs[LOGITS][mask].argmax(axis=-1)]}
+    hidden = outputs.get("last_hidden_state")
+    return {} if hidden is None else {"embedding": [float(value) for value in hidden[mask].mean(axis=0)]}
 
 
-def _brief(row: dict[str, Any]) -> str:
+def _softmax(logits: Array) -> Array:
+    scores = np.exp(logits - logits.max())
+    return np.asarray(scores / scores.sum(), np.float32)
+
+
+def _brief(row: Result) -> str:
+    if "next_token" in row:
+        return f"{row['next_token']!r} ({row['score']:.3f})"
+    if "label" in row:
+        return f"{row['label']} ({row['scores'][row['label']]:.3f})"
+    if "labels" in row:
+        return " ".join(row["labels"])
     if "embedding" in row:
         values = row["embedding"]
         start = " ".join(f"{value:+.3f}" for value in values[:4])
         return f"mean embedding [{len(values)}] {start} …"
-    if "label" in row:
-        return f"{row['label']} ({row['scores'][row['label']]:.3f})"
-    return " ".join(row["labels"])
+    return ""

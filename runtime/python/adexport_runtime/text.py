@@ -66,3 +66,8 @@ class TextEncoder:
             "token_type_ids": [encoding.type_ids for encoding in encodings],
         }
         return {name: np.array(values, np.int64) for name, values in fields.items() if name in self._inputs}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
