@@ -176,12 +176,14 @@ def lower_again(
     *,
     options: BuildOptions | None = None,
     force: bool = False,
+    adapters: bool = True,
     progress: Progress = silent,
 ) -> BuildResult:
     """Lower a bundle's trace anew, with other slots or another precision. Needs no torch.
 
     ``output`` None replaces the bundle itself, at once and whole; its adapters stay bound. What
-    ``options`` leaves open stays as the bundle has it.
+    ``options`` leaves open stays as the bundle has it. ``adapters`` False leaves the bound adapters
+    behind (another ``output`` only).
 
     Raises:
         BuildError: the lowering failed its check.
@@ -206,7 +208,7 @@ def lower_again(
                 "tools": manifest.tools | _tools(),
             }
         )
-        if target != source:
+        if target != source and adapters:
             _carry_adapters(bundle.root, part)
         differences = _finish(part, changed, plan, options.tolerance, target, progress)
     return BuildResult(Bundle.open(target), differences, _plan_notes(plan))

@@ -47,3 +47,29 @@ def test_only_peft_needs_torch(tiny_bundle: Path) -> None:
     done = run_without(torch, "bench", tiny_bundle, *SMALL)
     assert done.returncode == 1
     assert "adexport[verify]" in done.stderr
+
+
+def test_slots_by_family(tiny_bundle: Path) -> None:
+    small = [
+        "--batch",
+        "2",
+        "--seq",
+        "4",
+        "--adapters",
+        "2",
+        "--repeats",
+        "2",
+        "--rank",
+        "2",
+        "--width",
+        "3",
+    ]
+    result = run("bench", tiny_bundle, "--slots", "lora,pfeiffer,unused", *small)
+    assert result.exit_code == 0, result.stderr
+    for name in ("base", "lora", "pfeiffer", "unused"):
+        assert name in result.stdout
+    again = run_json("bench", tiny_bundle, "--slots", "houlsby", *small)
+    assert set(again["families"]) == {"houlsby"}
+    wrong = run("bench", tiny_bundle, "--slots", "houlsbie")
+    assert wrong.exit_code == 2
+    assert "houlsbie" in wrong.stderr

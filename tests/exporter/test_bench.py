@@ -107,3 +107,16 @@ def test_ratios_are_taken_within_a_round() -> None:
     other = Samples(np.array([2.0, 8.0, 2.0]), np.array([2.0, 8.0, 2.0]))
     assert ratios(mine, other) == (Quartiles(0.5, 0.5, 0.5), Quartiles(1.0, 1.0, 1.0))
     assert Quartiles.of(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == Quartiles(2.0, 3.0, 4.0)
+
+
+def test_every_family_of_slots(tiny_bundle: Path) -> None:
+    from adexport.bench.families import FAMILIES, run_families
+
+    report = run_families(
+        tiny_bundle, list(FAMILIES), batch=3, seq=5, adapters=2, rank=3, width=4, repeats=2
+    )
+    assert list(report.families) == list(FAMILIES)
+    sites = {name: cost.sites for name, cost in report.families.items()}
+    assert sites == {"lora": 12, "ia3": 8, "pfeiffer": 2, "houlsby": 4, "parallel": 2, "unused": 16}
+    assert all(cost.cpu_ratio.median > 0 for cost in report.families.values())
+    assert report.to_dict()["machine"]["python"]

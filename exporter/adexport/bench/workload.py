@@ -40,38 +40,61 @@ def make_workload(
         RequestError: the bundle has no slots, or takes no such batch or rank.
     """
     manifest = bundle.manifest
-    limit = manifest.base.max_positions
     problems = []
-    if not manifest.sites:
+    if "lora" not in manifest.slots:
         problems.append(
             Problem(
                 Code.BAD_INPUT,
                 str(bundle.root),
-                got="a bundle without slots",
+                got="a bundle without slots for LoRA",
                 mend="adexport build BUNDLE --slots lora",
             )
         )
-    if limit is not None and seq > limit:
-        problems.append(Problem(Code.BAD_INPUT, "--seq", got=str(seq), expected=f"at most {limit}"))
+    problems += _batch_problems(manifest, seq)
     if rank > manifest.limits.max_rank:
         problems.append(
             Problem(Code.BAD_INPUT, "--rank", got=str(rank), expected=f"at most {manifest.limits.max_rank}")
         )
     if problems:
         raise RequestError("nothing to measure", problems)
+    feeds = random_feeds(manifest, batch, seq)
     random = np.random.default_rng(0)
-    feeds = {
-        spec.name: np.ones((batch, seq), np.int64)
-        if spec.name == "attention_mask"
-        else random.integers(spec.low or 0, (spec.high or 0) + 1, (batch, seq))
-        for spec in manifest.inputs
-    }
     folders = {f"adapter{i}": scratch / f"adapter{i}" for i in range(adapters)}
     for folder in folders.values():
         _write_adapter(folder, manifest, rank, random)
     names = list(folders)
     rows = tuple(names[row % adapters] for row in range(batch))
     return Workload(bundle, feeds, rows, folders, threads, scratch)
+
+
+def random_feeds(manifest: Manifest, batch: int, seq: int) -> dict[str, Array]:
+    """Random inputs, every row of full length.
+
+    Raises:
+        RequestError: the bundle takes no such batch.
+    """
+    if problems := _batch_problems(manifest, seq):
+        raise RequestError("nothing to measure", problems)
+    random = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for spec in manifest.inputs:
+        shape = [
+            {"batch": batch, "seq": seq}[size] if isinstance(size, str) else size for size in spec.shape
+        ]
+        if spec.dtype == "fp32":
+            feeds[spec.name] = random.standard_normal(shape).astype(np.float32)
+        elif spec.name == "attention_mask":
+            feeds[spec.name] = np.ones(shape, np.int64)
+        else:
+            feeds[spec.name] = random.integers(spec.low or 0, (spec.high or 0) + 1, shape)
+    return feeds
+
+
+def _batch_problems(manifest: Manifest, seq: int) -> list[Problem]:
+    limit = manifest.base.max_positions
+    if limit is None or seq <= limit:
+        return []
+    return [Problem(Code.BAD_INPUT, "--seq", got=str(seq), expected=f"at most {limit}")]
 
 
 def _write_adapter(folder: Path, manifest: Manifest, rank: int, random: np.random.Generator) -> None:

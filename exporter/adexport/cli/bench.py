@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,27 @@ if TYPE_CHECKING:
     from ..bench.measure import Quartiles
 
 
+def _slots(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    need("onnx_ir", "lower", "lowering a graph")
+    from ..bench.families import FAMILIES
+
+    return _known(value, FAMILIES)
+
+
 def _against(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
     from ..bench.contenders import CONTENDERS
 
+    return _known(value, CONTENDERS)
+
+
+def _known(value: str, choices: Iterable[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
-    unknown = [name for name in names if name not in CONTENDERS]
+    choices = tuple(choices)
+    unknown = [name for name in names if name not in choices]
     if unknown:
-        raise click.BadParameter(f"{', '.join(unknown)}: choose from {', '.join(CONTENDERS)}")
+        raise click.BadParameter(f"{', '.join(unknown)}: choose from {', '.join(choices)}")
     return names
 
 
@@ -39,6 +54,15 @@ def _against(_context: click.Context, _parameter: click.Parameter, value: str) -
     callback=_against,
     help="Names with commas: the plain base, PEFT's mixed batch, ONNX Runtime's own adapters.",
 )
+@click.option(
+    "--slots",
+    callback=_slots,
+    help="Instead: what each kind of slot costs beside the plain base. Names with commas: lora, ia3, "
+    "pfeiffer, houlsby, parallel, and unused: every slot in the graph, none used by the batch.",
+)
+@click.option(
+    "--width", type=click.IntRange(min=1), default=48, show_default=True, help="Of bottlenecks (--slots)."
+)
 @json_option
 @refusals()
 def bench(
@@ -50,6 +74,8 @@ def bench(
     threads: int,
     repeats: int,
     against: tuple[str, ...],
+    slots: tuple[str, ...],
+    width: int,
     as_json: bool,
 ) -> None:
     """Time BUNDLE on a batch whose rows take different adapters, beside other ways to run it.
@@ -57,6 +83,20 @@ def bench(
     All run in one process, in turns; a ratio is taken within a round, and its median and quartiles
     are shown. Outputs are compared before anything is timed. Only peft needs torch.
     """
+    if slots:
+        _bench_slots(
+            bundle,
+            slots,
+            as_json,
+            batch=batch,
+            seq=seq,
+            adapters=adapters,
+            rank=rank,
+            width=width,
+            threads=threads,
+            repeats=repeats,
+        )
+        return
     from ..bench.contenders import CONTENDERS
 
     for name in against:
@@ -82,6 +122,38 @@ def bench(
         print_json(report.to_dict())
     else:
         _show(report)
+
+
+def _bench_slots(bundle: Path, slots: tuple[str, ...], as_json: bool, **settings: int) -> None:
+    for package in ("onnx", "onnx_ir"):
+        need(package, "lower", "lowering a graph")
+    if "ia3" in slots:
+        need("peft", "verify", "--slots ia3")
+    from ..bench.families import run_families
+
+    with steps() as progress:
+        report = run_families(bundle, slots, progress=progress, **settings)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    out.print(", ".join(f"{key} {value}" for key, value in report.settings.items()))
+    print_table(
+        ("", "sites", "CPU ms", "wall ms", "it / base (CPU)", "it / base (wall)"),
+        [
+            ("base", "", f"{report.base_cpu_ms:.1f}", f"{report.base_wall_ms:.1f}", "", ""),
+            *(
+                (
+                    name,
+                    str(cost.sites),
+                    f"{cost.cpu_ms:.1f}",
+                    f"{cost.wall_ms:.1f}",
+                    _ratio(cost.cpu_ratio),
+                    _ratio(cost.wall_ratio),
+                )
+                for name, cost in report.families.items()
+            ),
+        ],
+    )
 
 
 def _show(report: BenchReport) -> None:

@@ -151,8 +151,8 @@ def _linears(
 
 
 def _limit(option: str, what: str, asked: int | None, found: list[int], default: int) -> int:
-    widest = max(found, default=default) or default
-    if asked is not None and found and asked < widest:
+    widest = max(found, default=0)
+    if asked is not None and asked < widest:
         raise BuildError(
             _HEADLINE,
             Problem(
@@ -163,7 +163,7 @@ def _limit(option: str, what: str, asked: int | None, found: list[int], default:
                 mend=f"give {option} {widest}",
             ),
         )
-    return asked or widest
+    return asked or widest or default
 
 
 def _bottlenecks(
