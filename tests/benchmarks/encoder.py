@@ -31,6 +31,15 @@ SHAPES = ((1, 16), (1, 128), (8, 16), (8, 128), (32, 16))
 TARGETS = {((8, 128), "base"): 1.12, ((8, 16), "base"): 1.25, ((8, 128), "peft"): 0.70}
 COLD_BIND_TARGET = 1.3
 
+SLOT_SHAPES = ((1, 16), (8, 16), (8, 128))
+#: (shape, family) -> the largest ratio of CPU time to the plain base that we want
+SLOT_TARGETS = {
+    ((8, 128), "pfeiffer"): 1.08,
+    ((8, 128), "houlsby"): 1.15,
+    ((8, 128), "ia3"): 1.06,
+    ((8, 128), "unused"): 1.05,
+}
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -46,10 +55,13 @@ def main() -> None:
         console.print(", ".join(f"{key} {value}" for key, value in machine().items()))
         reports = {shape: run(bundle, shape, chosen.repeats) for shape in SHAPES}
         show(reports)
+        slots = {shape: run_slots(bundle, shape, chosen.repeats) for shape in SLOT_SHAPES}
+        show_slots(slots)
         fusions = compare_fusions(bundle, Path(scratch), chosen.repeats)
     if chosen.json:
         everything = {
             "shapes": {f"{batch}x{seq}": report for (batch, seq), report in reports.items()},
+            "slots": {f"{batch}x{seq}": report for (batch, seq), report in slots.items()},
             "default fusions / without": fusions,
         }
         chosen.json.write_text(json.dumps(everything, indent=1))
@@ -63,11 +75,29 @@ def minilm() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def run(bundle: Path, shape: tuple[int, int], repeats: int) -> dict[str, Any]:
+def run_slots(bundle: Path, shape: tuple[int, int], repeats: int) -> dict[str, Any]:
+    """Every family of slots on one shape, in a process of its own."""
+    return run(bundle, shape, repeats, "--slots", "lora,ia3,pfeiffer,houlsby,parallel,unused")
+
+
+def show_slots(reports: dict[tuple[int, int], dict[str, Any]]) -> None:
+    """What each family costs, with what we want of it."""
+    table = Table(title="slots / plain base, CPU time, median (quartiles)", title_justify="left")
+    names = list(next(iter(reports.values()))["families"])
+    for column in ("rows × tokens", "base ms", *names):
+        table.add_column(column)
+    for shape, report in reports.items():
+        found = report["families"]
+        cells = [cell(found[name]["cpu_ratio"], SLOT_TARGETS.get((shape, name))) for name in names]
+        table.add_row(f"{shape[0]}×{shape[1]}", f"{report['base_cpu_ms']:.1f}", *cells)
+    console.print(table)
+
+
+def run(bundle: Path, shape: tuple[int, int], repeats: int, *options: str) -> dict[str, Any]:
     """One shape in a process of its own."""
     batch, seq = shape
     command = [sys.executable, "-c", "from adexport.cli import main; main()", "bench", str(bundle)]
-    command += ["--batch", str(batch), "--seq", str(seq), "--repeats", str(repeats), "--json"]
+    command += ["--batch", str(batch), "--seq", str(seq), "--repeats", str(repeats), "--json", *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     report: dict[str, Any] = json.loads(done.stdout)
     return report

@@ -81,10 +81,10 @@ def groups(library: str, kind: str = "serve") -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(case.group for case in cases(library, kind)))
 
 
-def build(group: tuple[str, str, str], target: Path) -> Path:
-    """A bundle with exactly the slots that the served adapters of a group need."""
+def build(group: tuple[str, str, str], target: Path, more: tuple[Path, ...] = ()) -> Path:
+    """A bundle with exactly the slots that the served adapters of a group, and some more, need."""
     library, base, task = group
-    like = tuple(case.path for case in cases(library, "serve") if case.group == group)
+    like = (*(case.path for case in cases(library, "serve") if case.group == group), *more)
     slots = None if task == "feature-extraction" else ("head",)
     # full rank is what some methods come to; no adapter is left out for its size
     options = BuildOptions(like=like, slots=slots, max_rank=1000, max_width=64)

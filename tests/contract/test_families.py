@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adexport.convert import convert
 from adexport_runtime import AdapterError, Engine
 
 from .golden import GOLDEN, Golden, build, cases, check_alone, check_mixed, groups
 
 LIBRARIES = ("adapterhub", "peft")
 SERVED = [case for library in LIBRARIES for case in cases(library, "serve")]
+PICKLED = cases("adapterhub", "bin")
 REFUSED = [case for library in LIBRARIES for case in cases(library, "refuse")]
 GROUPS = [group for library in LIBRARIES for group in groups(library)]
 
@@ -27,11 +29,15 @@ class Engines:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.converted = {case: folder / "converted" / str(case) for case in PICKLED}
+        for case, path in self.converted.items():
+            convert(case.path, path)
         self._open: dict[tuple[str, str, str], Engine] = {}
 
     def __getitem__(self, group: tuple[str, str, str]) -> Engine:
         if group not in self._open:
-            engine = Engine.open(build(group, self._folder / "-".join(group)), threads=1)
+            more = tuple(path for case, path in self.converted.items() if case.group == group)
+            engine = Engine.open(build(group, self._folder / "-".join(group), more), threads=1)
             for case in SERVED:
                 if case.group == group:
                     with suppress(AdapterError):  # the case's own test shows it
@@ -57,6 +63,17 @@ def test_served(engines: Engines, case: Golden) -> None:
     engine = engines[case.group]
     engine.bind(case.name, case.path)
     check_alone(engine, case, LIMITS.get(case.family, 1e-5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", PICKLED, ids=str)
+def test_served_once_converted(engines: Engines, case: Golden) -> None:
+    """What the library can save as a pickle only, or saves so by default."""
+    engine = engines[case.group]
+    with pytest.raises(AdapterError, match="adexport convert"):
+        engine.bind(case.name, case.path)
+    engine.bind(case.name, engines.converted[case])
+    check_alone(engine, case, 1e-5)
 
 
 @pytest.mark.slow
