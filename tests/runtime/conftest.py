@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from adexport.options import TOLERANCE, BuildOptions
 from adexport_runtime import AdapterError, Bundle, Code, Engine, bind_into_bundle
 from tests.conftest import TINY, MakeLora
 
-from .support import GOLDEN_PEFT, hidden, ids, subjects
+from .support import GOLDEN_HUB, GOLDEN_PEFT, hidden, ids, subjects
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +83,25 @@ def narrow_bundle(tiny_bundle: Path, bundles: Path) -> Path:
 def good_lora(make_lora: MakeLora) -> Path:
     """An adapter that fits; not to be changed."""
     return make_lora("good", seed=77)
+
+
+#: every kind of slot; a form with a norm of its own has no name, so an adapter stands for it
+EVERY_SLOT: dict[str, Any] = {
+    "slots": ("lora", "bias", "scale", "bottleneck", "head"),
+    "targets": ["query", "key", "value", "dense"],
+    "bottlenecks": ("double_seq_bn", "seq_bn", "par_bn", "adapter_plus"),
+    "activations": ("relu", "silu", "gelu", "tanh"),
+    "max_width": 64,
+    "like": (GOLDEN_HUB / "bert" / "ln_after",),
+}
+
+
+@pytest.fixture(scope="session")
+def every_slot(bundles: Path) -> Path:
+    """A bundle of a base without a head, with every kind of slot. Shared, not to be changed."""
+    base, target = GOLDEN_PEFT / "bases" / "bert", bundles / "every.bundle"
+    build_model(str(base), target, task="text-classification", options=BuildOptions(**EVERY_SLOT))
+    return target
 
 
 Refuse = Callable[..., AdapterError]

@@ -20,6 +20,8 @@ CONFIG = "adapter_config.json"
 
 #: adapters made by PEFT, and what it computed with them
 GOLDEN_PEFT = Path(__file__).parents[1] / "golden" / "peft"
+#: adapters made by AdapterHub's library
+GOLDEN_HUB = GOLDEN_PEFT.parent / "adapterhub"
 
 #: the linear layers of one block of the tiny BERT
 QUERY = "encoder.layer.{}.attention.self.query"

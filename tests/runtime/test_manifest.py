@@ -226,6 +226,63 @@ def test_inconsistent(data: Data, name: str) -> None:
     assert said in str(error)
 
 
+#: the same where there is every kind of slot
+INCONSISTENT_SLOTS: dict[str, tuple[Callable[[Data], None], str]] = {
+    "bottlenecks that no slots name": (
+        put("slots", value=["lora", "bias", "scale", "head"]),
+        "name bottleneck",
+    ),
+    "a head that is not there": (put("head", value=None), "name head"),
+    "a code of floats": (
+        put("bottlenecks", "sites", 0, "slot", "code", "dtype", value="float"),
+        "bottleneck.code must be int64",
+    ),
+    "weights of integers": (
+        put("bottlenecks", "sites", 0, "slot", "up", "dtype", value="int64"),
+        "bottleneck.up must be float",
+    ),
+    "scales that erase": (
+        put("sites", 0, "linear", "scale_out", "identity", value="zeros"),
+        "query.scale_out must be float with ones",
+    ),
+    "a bias of ones": (
+        put("head", "slot", "out_bias", "identity", value="ones"),
+        "out_bias must be float with zeros",
+    ),
+    "a form twice": (
+        lambda data: data["bottlenecks"]["forms"].append(data["bottlenecks"]["forms"][0]),
+        "listed twice",
+    ),
+    "two bottlenecks at one place": (
+        put("bottlenecks", "sites", 1, "location", value="mh"),
+        "listed twice",
+    ),
+    "no neutral form first": (
+        lambda data: data["bottlenecks"]["forms"].sort(key=lambda form: form["norm_after"] == "none"),
+        "first form of the bottlenecks must be neutral",
+    ),
+    "nothing to pick by": (put("bottlenecks", "sites", 0, "slot", "code", value=None), "must have a code"),
+    "a form without its norm": (
+        put("bottlenecks", "sites", 0, "slot", "norm_after_bias", value=None),
+        "must have the norms",
+    ),
+    "labels of another size": (
+        put("head", "slot", "out_bias", "shape", 1, value="other"),
+        "adapter_head.out_bias must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INCONSISTENT_SLOTS)
+def test_inconsistent_slots(every_slot: Path, name: str) -> None:
+    data = json.loads((every_slot / "manifest.json").read_text())
+    edit, said = INCONSISTENT_SLOTS[name]
+    edit(data)
+    error = refused(data)
+    assert error.codes == {Code.BAD_MANIFEST}
+    assert said in str(error)
+
+
 def test_inconsistencies_are_named_together(data: Data) -> None:
     put("adapter_ids", value=None)(data)
     put("sites", 0, "in_features", value=33)(data)
@@ -277,8 +334,9 @@ def test_any_bytes(content: bytes | str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(source=st.data())
-def test_any_value_at_any_place(text: str, source: st.DataObject) -> None:
-    data: Any = json.loads(text)
+def test_any_value_at_any_place(text: str, every_slot: Path, source: st.DataObject) -> None:
+    given = source.draw(st.sampled_from([text, (every_slot / "manifest.json").read_text()]))
+    data: Any = json.loads(given)
     inner, parent, key = data, None, None
     while isinstance(inner, dict | list) and inner:
         if parent is not None and source.draw(st.integers(0, 5)) == 0:

@@ -21,6 +21,7 @@ from .errors import (
     UnknownAdapterError,
 )
 from .manifest import Manifest
+from .outputs import Outputs
 
 __all__ = [
     "AdapterError",
@@ -34,6 +35,7 @@ __all__ = [
     "DependencyError",
     "Engine",
     "Manifest",
+    "Outputs",
     "Problem",
     "ProviderError",
     "RequestError",

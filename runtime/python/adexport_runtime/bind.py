@@ -88,12 +88,12 @@ def bind_adapter(name: str, adapter: NeutralAdapter, bundle: Bundle) -> BoundAda
     paths = _Paths.between([*adapter.linears, *adapter.replaced], manifest)
     fitted = Fitted()
     fit_linears(fitted, {paths.in_bundle(m): update for m, update in adapter.linears.items()}, bundle)
-    fit_bottlenecks(fitted, adapter, manifest)
+    style = fit_bottlenecks(fitted, adapter, manifest)
     head = fit_head(fitted, adapter, bundle)
     if head is not None:
         fitted.problems += _beside_head([paths.in_bundle(m) for m in adapter.linears], manifest)
     problems = [*adapter.problems, *_twice(adapter, paths), *fitted.problems]
-    problems += fit_problems(fitted.tensors, adapter.style, head, manifest, fitted.names)
+    problems += fit_problems(fitted.tensors, style, head, manifest, fitted.names)
     problems += _lost(adapter, paths, manifest)
     if problems:
         raise AdapterError(f"{name} is not bound", problems)
@@ -103,7 +103,7 @@ def bind_adapter(name: str, adapter: NeutralAdapter, bundle: Bundle) -> BoundAda
         source_sha256=adapter.sha256,
         base_fingerprint=manifest.base.fingerprint,
         tensors=fitted.tensors,
-        bottleneck=adapter.style,
+        bottleneck=style,
         head=head,
     )
 

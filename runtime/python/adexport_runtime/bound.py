@@ -6,6 +6,7 @@ the tensors are float32, with every scaling folded in. ``runtime/FORMAT.md`` has
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from .errors import AdapterError, Code, Problem
+from .files import DuplicateKeyError, load_json
 from .fit import fit_problems
 from .manifest import Manifest
 from .names import check_name
@@ -29,6 +31,8 @@ READABLE_VERSIONS = ("1", "2")
 _LINEAR_FACTORS = ("lora_A", "lora_B", "adapter_bias", "scale_in", "scale_out")
 _DOWN = ".bottleneck.down"
 _REQUIRED = ("format_version", "name", "source_type", "source_sha256", "base_fingerprint", "rank")
+#: what the tensors of a version are, where it has them
+_STYLES = {"1": (), "2": ("bottleneck", "head")}
 
 
 _Style = TypeVar("_Style", bound=Schema)
@@ -172,7 +176,19 @@ class BoundAdapter:
                     mend="bind the original adapter again",
                 ),
             )
+        known = {"format", *_REQUIRED, *_STYLES[version]}
         wrong = [
+            Problem(
+                Code.BAD_CONFIG,
+                key,
+                got="metadata that version " + version + " does not have",
+                expected=", ".join(sorted(known)),
+                cause="an edited file",
+                mend="bind the original adapter again",
+            )
+            for key in file.metadata.keys() - known
+        ]
+        wrong += [
             Problem(
                 Code.WRONG_DTYPE, name, got=str(tensor.dtype), expected="float32", cause="an edited file"
             )
@@ -194,11 +210,33 @@ class BoundAdapter:
 
 def _style(file: TensorFile, key: str, kind: type[_Style]) -> _Style | None:
     text = file.metadata.get(key)
+    if text is None:
+        return None
+    headline = f"{file.path.name} is refused"
     try:
-        return None if text is None else kind.model_validate_json(text)
+        load_json(text)
+        return kind.model_validate_json(text)
+    except DuplicateKeyError as error:
+        raise AdapterError(
+            headline,
+            Problem(
+                Code.DUPLICATE_KEY, f"{key}: key {error}", got="the same key twice", cause="an edited file"
+            ),
+        ) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise AdapterError(
+            headline,
+            Problem(
+                Code.BAD_CONFIG,
+                key,
+                got=f"no JSON ({error})",
+                cause="an edited file",
+                mend="bind the original adapter again",
+            ),
+        ) from None
     except ValidationError as error:
         raise AdapterError(
-            f"{file.path.name} is refused",
+            headline,
             [
                 Problem(
                     Code.BAD_CONFIG,

@@ -112,6 +112,7 @@ class Engine:
 
         Raises:
             AdapterError: the adapter does not fit; what was bound before still serves.
+            BundleError: its factors depend on frozen weights, and the bundle's cannot be read.
         """
         check_name(name)
         path = self.bundle.adapter_path(name) if source is None else Path(source)

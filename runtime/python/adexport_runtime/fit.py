@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 import numpy as np
 
 from . import dtypes
 from .errors import Code, Problem
-from .manifest import Manifest
-from .slots import BottleneckForm, BottleneckStyle, HeadStyle, SlotInput
+from .manifest import HEAD_TASKS, Manifest
+from .slots import BottleneckForm, Bottlenecks, BottleneckStyle, Head, HeadStyle, SlotInput
 from .tensors import Array
 
 
@@ -40,47 +40,10 @@ def fit_problems(
     """
     left = dict(tensors)
     called = names or {}
-    problems: list[Problem] = []
-    styled: set[str] = set()
-    limits = manifest.limits
-    rank = _Limit("rank", limits.max_rank, "--max-rank")
-    for site in manifest.sites:
-        slots = site.linear.factors
-        found = _take(left, slots)
-        halves = [name for name in ("lora_A", "lora_B") if name in found]
-        if len(halves) == 1:
-            problems.append(_half(site.path, slots[halves[0]].name, ("lora_A", "lora_B"), slots))
-        else:
-            problems += _slot_problems(site.path, slots, found, _names(slots, called), manifest, rank)
-    width = _Limit("width", limits.max_width, "--max-width")
-    for place in manifest.bottlenecks.sites if manifest.bottlenecks else ():
-        slots = place.slot.factors
-        found = _take(left, slots)
-        if found:
-            styled |= {"bottleneck"}
-            problems += _absent(place.path, _bottleneck_factors(bottleneck), found, slots)
-            problems += _slot_problems(place.path, slots, found, _names(slots, called), manifest, width)
-    if manifest.head is not None:
-        slots = manifest.head.slot.factors
-        if found := _take(left, slots):
-            styled |= {"head"}
-            problems += _slot_problems("the head", slots, found, _names(slots, called), manifest)
-            if "out_bias" not in found:
-                problems += _absent("the head", ("out_bias",), found, slots)
-    problems += [
-        Problem(
-            Code.BAD_CONFIG,
-            key,
-            got="tensors, and nothing that says what they are",
-            expected=f"{key} in the metadata",
-            cause="an edited file",
-            mend="bind the original adapter again",
-        )
-        for key, style in (("bottleneck", bottleneck), ("head", head))
-        if key in styled and style is None
-    ]
-    problems += _style_problems(bottleneck, head, manifest)
-    problems += [
+    problems = _linear_problems(left, called, manifest)
+    problems += _bottleneck_problems(left, called, bottleneck, manifest)
+    problems += _head_problems(left, called, head, manifest)
+    return problems + [
         Problem(
             Code.UNKNOWN_SITE,
             name,
@@ -91,41 +54,137 @@ def fit_problems(
         )
         for name in left
     ]
-    return problems
 
 
-def _style_problems(
-    bottleneck: BottleneckStyle | None, head: HeadStyle | None, manifest: Manifest
+def no_kind(kind: str, subject: str, manifest: Manifest, task: str = "text-classification") -> Problem:
+    """What an adapter brings where the bundle has no slots of that kind; ``task`` is a head's."""
+    slots = ",".join(dict.fromkeys((*manifest.slots, kind)))
+    headless = kind == "head" and manifest.base.task not in HEAD_TASKS
+    again = f"MODEL --task {task}" if headless else "BUNDLE"
+    return Problem(
+        Code.NO_SLOT,
+        subject,
+        got=f"a {kind} of the adapter's own",
+        expected=f"what the bundle has slots for: {', '.join(manifest.slots) or 'nothing'}",
+        cause=f"the bundle was built without {kind} slots",
+        mend=f"adexport build {again} --slots {slots}",
+    )
+
+
+def _linear_problems(
+    left: dict[str, Array], called: Mapping[str, str], manifest: Manifest
 ) -> list[Problem]:
-    """Forms and activations that the bundle's graph does not have."""
+    """Of the linear sites; what has a slot there is taken out of ``left``."""
     problems = []
-    slots = manifest.bottlenecks
-    if bottleneck is not None and slots is not None and slots.code(bottleneck) is None:
-        problems.append(
-            Problem(
-                Code.NO_SLOT,
-                "bottleneck",
-                got=f"{_brief(bottleneck.form)} with {bottleneck.activation}",
-                expected=f"{' or '.join(_brief(form) for form in slots.forms)} with "
-                + ", ".join(slots.activations),
-                cause="the bundle was built for other bottlenecks",
-                mend="adexport build BUNDLE --like ADAPTER (repeat it for every kind), or --bottlenecks "
-                "and --activations",
-            )
-        )
-    if head is not None and manifest.head is not None and manifest.head.code(head) is None:
-        problems.append(
-            Problem(
-                Code.NO_SLOT,
-                "head",
-                got=f"a head on {head.feature} with {head.activation}",
-                expected=f"on {', '.join(manifest.head.inputs)} "
-                f"with {', '.join(manifest.head.activations)}",
-                cause="the base has no such output, or the bundle was built for other heads",
-                mend="adexport build BUNDLE with --activations that cover it",
-            )
-        )
+    rank = _Limit("rank", manifest.limits.max_rank, "--max-rank")
+    for site in manifest.sites:
+        slots = site.linear.factors
+        found = _take(left, slots)
+        halves = [name for name in ("lora_A", "lora_B") if name in found]
+        if len(halves) == 1:
+            problems.append(_half(site.path, slots[halves[0]].name, ("lora_A", "lora_B"), slots))
+        else:
+            problems += _slot_problems(site.path, slots, found, _names(slots, called), manifest, rank)
     return problems
+
+
+def _bottleneck_problems(
+    left: dict[str, Array], called: Mapping[str, str], style: BottleneckStyle | None, manifest: Manifest
+) -> list[Problem]:
+    """Of the bottleneck sites; what has a slot there is taken out of ``left``."""
+    if manifest.bottlenecks is None:
+        return [] if style is None else [no_kind("bottleneck", "bottleneck", manifest)]
+    problems = []
+    width = _Limit("width", manifest.limits.max_width, "--max-width")
+    served = style is not None and manifest.bottlenecks.code(style) is not None
+    there = False
+    for site in manifest.bottlenecks.sites:
+        slots = site.slot.factors
+        found = _take(left, slots)
+        if style is not None and not served:
+            # its norms may have no slot: they are no strays, the form is refused as a whole
+            for norm in set(style.form.norms) - slots.keys():
+                left.pop(site.slot.down.name.removesuffix("down") + norm, None)
+        if found:
+            there = True
+            problems += _slot_problems(site.path, slots, found, _names(slots, called), manifest, width)
+            if style is not None and served:
+                problems += _whole(site.path, style.form.factors, found)
+    if style is not None and not served:
+        problems.append(_strange_bottleneck(style, manifest.bottlenecks))
+    elif there == (style is None):
+        problems.append(_unmatched("bottleneck", said=style is not None))
+    return problems
+
+
+def _head_problems(
+    left: dict[str, Array], called: Mapping[str, str], style: HeadStyle | None, manifest: Manifest
+) -> list[Problem]:
+    """Of the head; what has a slot there is taken out of ``left``."""
+    head = manifest.head
+    if head is None:
+        return [] if style is None else [no_kind("head", "head", manifest, _task(style))]
+    slots = head.slot.factors
+    found = _take(left, slots)
+    problems = _slot_problems("the head", slots, found, _names(slots, called), manifest)
+    if bool(found) == (style is None):
+        problems.append(_unmatched("head", said=style is not None))
+    elif style is not None:
+        problems += _whole("the head", style.factors, found) + _label_problems(style, found)
+        if head.code(style) is None:
+            problems.append(_strange_head(style, head))
+    return problems
+
+
+def _unmatched(kind: str, *, said: bool) -> Problem:
+    """Tensors without the metadata that say what they are, or such metadata without tensors."""
+    return Problem(
+        Code.BAD_CONFIG,
+        kind,
+        got=f"a {kind} in the metadata, and no tensors of it"
+        if said
+        else "tensors, and nothing that says what they are",
+        expected=f"both, the tensors and {kind} in the metadata",
+        cause="an edited file",
+        mend="bind the original adapter again",
+    )
+
+
+def _strange_bottleneck(style: BottleneckStyle, slots: Bottlenecks) -> Problem:
+    """A form or an activation that the bundle's graph does not have."""
+    forms = " or ".join(_brief(form) for form in slots.forms)
+    return Problem(
+        Code.NO_SLOT,
+        "bottleneck",
+        got=f"{_brief(style.form)} with {style.activation}",
+        expected=f"{forms} with {', '.join(slots.activations)}",
+        cause="the bundle was built for other bottlenecks",
+        mend="adexport build BUNDLE --like ADAPTER (repeat it for every kind), or --bottlenecks "
+        "and --activations",
+    )
+
+
+def _strange_head(style: HeadStyle, head: Head) -> Problem:
+    """A head on what the bundle's graph does not offer, or with an activation that it does not have."""
+    other = style.feature not in head.inputs
+    activation = f" with {style.activation}" if style.activation is not None else ""
+    return Problem(
+        Code.NO_SLOT,
+        "head",
+        got=f"a head on {style.feature}{activation}",
+        expected=f"on {' or '.join(head.inputs)} with {', '.join(head.activations)}",
+        cause="the head is of another task, or the base has no such output"
+        if other
+        else "the bundle was built for other heads",
+        mend=f"adexport build MODEL --task {_task(style)} --slots head"
+        if other
+        else "adexport build BUNDLE --like ADAPTER (repeat it for every kind), or --activations",
+    )
+
+
+def _task(style: HeadStyle) -> str:
+    """The task of the bundles that take such a head."""
+    return "token-classification" if style.feature == "tokens" else "text-classification"
 
 
 def _brief(form: BottleneckForm) -> str:
@@ -137,13 +196,21 @@ def _brief(form: BottleneckForm) -> str:
     return "(" + (", ".join(differs) or "plain") + ")"
 
 
-def _bottleneck_factors(style: BottleneckStyle | None) -> tuple[str, ...]:
-    names = ["down", "down_bias", "up", "up_bias"]
-    if style is not None and style.form.norm_before:
-        names += ["norm_before_weight", "norm_before_bias"]
-    if style is not None and style.form.norm_after != "none":
-        names += ["norm_after_weight", "norm_after_bias"]
-    return tuple(names)
+def _label_problems(style: HeadStyle, found: Mapping[str, Array]) -> list[Problem]:
+    """Names for another number of labels than the tensors have."""
+    bias = found.get("out_bias")
+    if bias is None or bias.ndim != 1 or bias.size == len(style.labels):
+        return []
+    return [
+        Problem(
+            Code.BAD_CONFIG,
+            "labels",
+            got=f"{len(style.labels)} names",
+            expected=f"{bias.size}, as the head's tensors have",
+            cause="the config of another head",
+            mend="put the config beside the head that it was saved with",
+        )
+    ]
 
 
 def _take(left: dict[str, Array], slots: Mapping[str, SlotInput]) -> dict[str, Array]:
@@ -164,18 +231,26 @@ def _half(where: str, got: str, expected: tuple[str, ...], slots: Mapping[str, S
         Code.HALF_MISSING,
         where,
         got=f"{got} only",
-        expected=" and ".join(slots[name].name if name in slots else name for name in expected),
+        expected=" and ".join(slots[name].name for name in expected),
         cause="an edited file",
         mend="bind the original adapter again",
     )
 
 
-def _absent(
-    where: str, needed: tuple[str, ...], found: Mapping[str, Array], slots: Mapping[str, SlotInput]
-) -> list[Problem]:
-    if all(name in found for name in needed):
+def _whole(where: str, needed: Set[str], found: Mapping[str, Array]) -> list[Problem]:
+    """A bottleneck or a head has the factors of its style, no more and no fewer."""
+    if needed == found.keys():
         return []
-    return [_half(where, ", ".join(slots[name].name for name in found), needed, slots)]
+    return [
+        Problem(
+            Code.HALF_MISSING if needed - found.keys() else Code.BAD_CONFIG,
+            where,
+            got=", ".join(found),
+            expected=", ".join(sorted(needed)),
+            cause="an edited file: its tensors are not what its metadata say",
+            mend="bind the original adapter again",
+        )
+    ]
 
 
 def _slot_problems(

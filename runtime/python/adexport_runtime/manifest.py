@@ -28,6 +28,7 @@ from .slots import (
 
 __all__ = [
     "FORMAT_VERSION",
+    "HEAD_TASKS",
     "Base",
     "File",
     "FrozenWeight",
@@ -55,6 +56,8 @@ Task = Literal[
     "image-classification",
     "text-generation",
 ]
+#: tasks whose bundles can have head slots
+HEAD_TASKS: Final = ("text-classification", "token-classification", "image-classification")
 Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 RelativePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
 

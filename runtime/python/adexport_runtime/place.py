@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +15,9 @@ from .adapters import (
 )
 from .bundle import Bundle
 from .errors import AdapterError, Code, Problem
+from .fit import no_kind
 from .manifest import Manifest
-from .slots import Head, HeadStyle, OwnHead, SlotInput
+from .slots import BottleneckStyle, Head, HeadStyle, OwnHead, SlotInput
 from .tensors import Array
 from .weights import FrozenWeights
 
@@ -58,7 +59,7 @@ def fit_linears(fitted: Fitted, updates: Mapping[str, LinearUpdate], bundle: Bun
             continue
         lacking = weights.kinds - site.linear.factors.keys()
         if lacking:
-            needed = manifest.slots + tuple(sorted({_OPTIONS[kind] for kind in lacking}))
+            needed = dict.fromkeys((*manifest.slots, *sorted(_OPTIONS[kind] for kind in lacking)))
             fitted.problems.append(
                 Problem(
                     Code.NO_SLOT,
@@ -73,14 +74,14 @@ def fit_linears(fitted: Fitted, updates: Mapping[str, LinearUpdate], bundle: Bun
         fitted.take(site.linear.factors, weights.factors, weights.names)
 
 
-def fit_bottlenecks(fitted: Fitted, adapter: NeutralAdapter, manifest: Manifest) -> None:
-    """Bottlenecks, by layer and location."""
-    if not adapter.bottlenecks:
-        return
+def fit_bottlenecks(fitted: Fitted, adapter: NeutralAdapter, manifest: Manifest) -> BottleneckStyle | None:
+    """Bottlenecks, by layer and location; returns what they are, if any has a place."""
+    style = None
     if manifest.bottlenecks is None:
         names = [name for weights in adapter.bottlenecks.values() for name in weights.names.values()]
-        fitted.problems.append(_no_kind("bottleneck", names, manifest))
-        return
+        if names:
+            fitted.problems.append(no_kind("bottleneck", _shown(names), manifest))
+        return style
     sites = {(site.layer, site.location): site for site in manifest.bottlenecks.sites}
     for key, weights in adapter.bottlenecks.items():
         site = sites.get(key)
@@ -97,10 +98,11 @@ def fit_bottlenecks(fitted: Fitted, adapter: NeutralAdapter, manifest: Manifest)
                 )
             )
             continue
+        style = adapter.style
         slots = site.slot.factors
-        unknown = weights.factors.keys() - slots.keys()
-        if not unknown:  # a norm without an input: the form is refused as a whole elsewhere
+        if weights.factors.keys() <= slots.keys():  # else a norm has no input: the form is refused
             fitted.take(slots, weights.factors, weights.names)
+    return style
 
 
 def fit_head(fitted: Fitted, adapter: NeutralAdapter, bundle: Bundle) -> HeadStyle | None:
@@ -111,7 +113,9 @@ def fit_head(fitted: Fitted, adapter: NeutralAdapter, bundle: Bundle) -> HeadSty
     slot = bundle.manifest.head
     if slot is None:
         names = list(head.names.values()) if head else [name for r in replaced.values() for name in r.names]
-        fitted.problems.append(_no_kind("head", names, bundle.manifest))
+        tokens = head is not None and head.style.feature == "tokens"
+        task = "token-classification" if tokens else "text-classification"
+        fitted.problems.append(no_kind("head", _shown(names), bundle.manifest, task))
         return None
     if head is None:
         head = _assembled(fitted, adapter, slot, bundle)
@@ -123,17 +127,6 @@ def fit_head(fitted: Fitted, adapter: NeutralAdapter, bundle: Bundle) -> HeadSty
         known = bundle.manifest.base.labels
         named = known if len(known) == labels else tuple(f"LABEL_{index}" for index in range(labels))
         style = style.model_copy(update={"labels": named})
-    elif len(style.labels) != labels:
-        fitted.problems.append(
-            Problem(
-                Code.BAD_CONFIG,
-                "labels",
-                got=f"{len(style.labels)} names",
-                expected=f"{labels}, as the head's tensors have",
-                cause="the config of another head",
-                mend="put the config beside the head that it was saved with",
-            )
-        )
     fitted.take(slot.slot.factors, head.factors, head.names)
     return style
 
@@ -205,22 +198,13 @@ def _head_of(own: OwnHead, layers: Mapping[str, ReplacedLinear | None]) -> HeadW
         factors["dense"] = first.weight.T
         factors["dense_bias"] = _bias(first)
         names |= dict.fromkeys(("dense", "dense_bias"), ", ".join(first.names) or str(own.dense))
-    activation = own.activation if first is not None else None
+    activation = (own.activation or "linear") if first is not None else None
     return HeadWeights(HeadStyle(feature=own.feature, activation=activation, labels=()), factors, names)
 
 
-def _no_kind(kind: str, names: list[str], manifest: Manifest) -> Problem:
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    slots = ",".join(dict.fromkeys((*manifest.slots, kind)))
-    again = "MODEL --task text-classification" if kind == "head" else "BUNDLE"
-    return Problem(
-        Code.NO_SLOT,
-        shown,
-        got=f"a {kind} of the adapter's own",
-        expected=f"what the bundle has slots for: {', '.join(manifest.slots) or 'nothing'}",
-        cause=f"the bundle was built without {kind} slots",
-        mend=f"adexport build {again} --slots {slots}",
-    )
+def _shown(names: Iterable[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _no_site(module: str, tensors: tuple[str, ...], manifest: Manifest) -> Problem:

@@ -47,10 +47,17 @@ class _Slot(Schema):
     """A slot whose fields of type :class:`SlotInput` are its factors."""
 
     def _faults(self, expected: Mapping[str, tuple[str | int, ...]]) -> list[str]:
-        """Factors whose shape is not ``[rows, *expected]``; one name stands for one size."""
+        """Factors whose shape is not ``[rows, *expected]``; one name stands for one size.
+
+        Codes are integers, and the identity of scales is one: no other factors are so.
+        """
         wrong = []
         sizes: dict[str, str | int] = {}
         for name, factor in self.factors.items():
+            dtype = "int64" if name == "code" else "float"
+            identity = "ones" if name.startswith("scale") else "zeros"
+            if (factor.dtype, factor.identity) != (dtype, identity):
+                wrong.append(f"{factor.name} must be {dtype} with {identity} for the identity")
             wanted = expected[name]
             got = factor.shape[1:]
             same = len(got) == len(wanted) and all(
@@ -130,6 +137,10 @@ class Site(Schema):
         return wrong
 
 
+_NORM_BEFORE = ("norm_before_weight", "norm_before_bias")
+_NORM_AFTER = ("norm_after_weight", "norm_after_bias")
+
+
 class BottleneckForm(Schema):
     """Where a bottleneck takes its input and how its output joins the block.
 
@@ -148,6 +159,17 @@ class BottleneckForm(Schema):
     close: bool = True
     norm_before: bool = False
     norm_after: Literal["none", "sum", "update"] = "none"
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The factors of a bottleneck's own norms."""
+        before, after = self.norm_before, self.norm_after != "none"
+        return (_NORM_BEFORE if before else ()) + (_NORM_AFTER if after else ())
+
+    @property
+    def factors(self) -> frozenset[str]:
+        """All the factors of a bottleneck of this form."""
+        return frozenset({"down", "down_bias", "up", "up_bias", *self.norms})
 
     @property
     def neutral(self) -> bool:
@@ -185,7 +207,7 @@ class BottleneckSlot(_Slot):
 
     def shape_faults(self, features: int) -> list[str]:
         """Factors that do not fit a site of ``features``."""
-        norms = ("norm_before_weight", "norm_before_bias", "norm_after_weight", "norm_after_bias")
+        norms = (*_NORM_BEFORE, *_NORM_AFTER)
         return self._faults(
             {
                 "down": (features, "width"),
@@ -238,8 +260,14 @@ class Bottlenecks(Schema):
         if not self.forms or not self.activations or not self.sites:
             return ["bottlenecks must have forms, activations and sites"]
         wrong = [] if self.forms[0].neutral else ["the first form of the bottlenecks must be neutral"]
+        for listed in (self.forms, self.activations, [(s.layer, s.location) for s in self.sites]):
+            if len(set(listed)) != len(listed):
+                wrong.append("a form, an activation or a place of the bottlenecks is listed twice")
+        norms = {name for form in self.forms for name in form.norms}
         for site in self.sites:
             wrong += site.slot.shape_faults(site.features)
+            if norms != {name for name in site.slot.factors if name.startswith("norm_")}:
+                wrong.append(f"{site.path} must have the norms of the forms and no others")
             if self.codes > 1 and site.slot.code is None:
                 wrong.append(f"{site.path} must have a code: there are {self.codes} to pick from")
         return wrong
@@ -254,6 +282,12 @@ class HeadStyle(Schema):
     feature: Feature
     activation: Activation | None
     labels: tuple[str, ...]
+
+    @property
+    def factors(self) -> frozenset[str]:
+        """All the factors of such a head."""
+        layers = ("out",) if self.activation is None else ("dense", "dense_bias", "deep")
+        return frozenset({*layers, "out_bias"})
 
 
 class HeadSlot(_Slot):

@@ -44,9 +44,9 @@ class FrozenWeights:
                 Code.VERSION,
                 name,
                 got="a bundle that does not say where the weight is",
-                expected="a bundle of format version 2",
-                cause="built by an earlier adexport; this adapter's factors depend on the base's weights",
-                mend="build the bundle again",
+                expected="a bundle that was built as format version 2",
+                cause="traced by an earlier adexport; this adapter's factors depend on the base's weights",
+                mend="build the bundle again from its model",
             ),
         )
 
