@@ -228,10 +228,14 @@ def test_killed_at_any_time_the_target_is_whole(tmp_path: Path) -> None:
     write_tensors(file, {"x": np.full(2000, -1, np.float32)}, {})
     source = random.Random(0)
     processes = multiprocessing.get_context("fork")
-    seen = set()
-    for _ in range(40):
+    seen = {version_of(folder)}
+    for turn in range(40):
+        before = folder.stat().st_ino
         writer = processes.Process(target=_replace_for_ever, args=(folder, file), daemon=True)
         writer.start()
+        if turn % 4 == 0:  # some are killed after their first folder, however slow the machine
+            while writer.is_alive() and folder.stat().st_ino == before:
+                time.sleep(0.001)
         time.sleep(source.uniform(0.005, 0.06))
         writer.kill()
         writer.join()

@@ -31,6 +31,10 @@ Location = Literal["mh", "output"]
 Feature = Literal["first", "pooler", "last", "tokens"]
 
 
+#: slot inputs that hold one number for a row instead of weights: codes, and what guards there are
+_PICKS = ("code", "linear", "bottleneck")
+
+
 class SlotInput(Schema):
     """A graph input that carries one factor of a slot; ``shape`` starts with the bank's rows.
 
@@ -54,7 +58,7 @@ class _Slot(Schema):
         wrong = []
         sizes: dict[str, str | int] = {}
         for name, factor in self.factors.items():
-            dtype = "int64" if name == "code" else "float"
+            dtype = "int64" if name in _PICKS else "float"
             identity = "ones" if name.startswith("scale") else "zeros"
             if (factor.dtype, factor.identity) != (dtype, identity):
                 wrong.append(f"{factor.name} must be {dtype} with {identity} for the identity")
