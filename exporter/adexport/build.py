@@ -24,7 +24,16 @@ from adexport_runtime.bundle import (
 )
 from adexport_runtime.errors import AdapterError, BuildError, Code, Problem
 from adexport_runtime.files import atomic_folder
-from adexport_runtime.manifest import FORMAT_VERSION, Base, File, Limits, Manifest, Output, Tokenizer
+from adexport_runtime.manifest import (
+    FORMAT_VERSION,
+    HEAD_TASKS,
+    Base,
+    File,
+    Limits,
+    Manifest,
+    Output,
+    Tokenizer,
+)
 from adexport_runtime.outputs import LOGITS
 from adexport_runtime.tensors import read_tensors
 
@@ -41,7 +50,6 @@ if TYPE_CHECKING:
     from .model import LoadedModel
 
 _FLOAT_WEIGHTS = f"{WEIGHTS_FOLDER}/fp32.bin"
-_WITH_HEADS = ("text-classification", "token-classification", "image-classification")
 _TOOLS = ("adexport", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
 
@@ -302,7 +310,7 @@ def _limits(plan: Plan) -> Limits:
 
 def _output(spec: Output, manifest: Manifest, plan: Plan) -> Output:
     """Logits are as wide as the widest head where rows bring heads of their own."""
-    if spec.name != LOGITS or manifest.base.task not in _WITH_HEADS:
+    if spec.name != LOGITS or manifest.base.task not in HEAD_TASKS:
         return spec
     width = len(manifest.base.labels) if plan.head is None else "labels"
     return spec.model_copy(update={"shape": (*spec.shape[:-1], width)})
@@ -335,7 +343,7 @@ def _source(source: str) -> str:
 
 
 def _labels(loaded: LoadedModel) -> tuple[str, ...]:
-    if loaded.task not in _WITH_HEADS or loaded.model.base_model is loaded.model:
+    if loaded.task not in HEAD_TASKS or loaded.model.base_model is loaded.model:
         return ()
     labels: dict[int, str] = loaded.config.id2label
     return tuple(str(labels[index]) for index in sorted(labels))

@@ -178,6 +178,25 @@ class TestLowerAgain:
         assert not (tmp_path / "h.bundle" / "weights" / "fp16.bin").exists()
         assert max(v for k, v in back.differences.items() if k.startswith("torch")) <= 1e-6
 
+    def test_each_layer_keeps_its_factors(
+        self, tiny_bundle: Path, make_lora: MakeLora, tmp_path: Path
+    ) -> None:
+        """DoRA scales outputs and adds a bias; a lowering that names no kinds adds no slots."""
+        like = (make_lora(use_dora=True, target_modules=["query"]), make_lora(target_modules=["key"]))
+        bundle = lower_again(tiny_bundle, tmp_path / "d.bundle", options=BuildOptions(like=like)).bundle
+        lora, scaled = {"lora_A", "lora_B"}, {"lora_A", "lora_B", "bias", "scale_out"}
+        every = {"lora_A", "lora_B", "scale_in", "scale_out"}
+        for options, query, key in (
+            (BuildOptions(), scaled, lora),
+            (BuildOptions(dtype="fp16"), scaled, lora),
+            (BuildOptions(slots=("lora", "scale")), every, every),
+        ):
+            bundle = lower_again(bundle.root, options=options).bundle
+            sites = bundle.manifest.site_by_path
+            assert sites["encoder.layer.0.attention.self.query"].linear.factors.keys() == query
+            assert sites["encoder.layer.0.attention.self.key"].linear.factors.keys() == key
+            assert len(sites) == 4
+
     def test_adapters_move_along(self, bundle_copy: Path, make_lora: MakeLora, tmp_path: Path) -> None:
         bind_into_bundle(Bundle.open(bundle_copy), make_lora("acme"))
         ids = {"input_ids": [[4, 5, 6]]}

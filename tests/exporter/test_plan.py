@@ -17,8 +17,10 @@ from adexport.slots.plan import Places, Plan, make_plan
 from adexport.slots.targets import in_block, parse_targets
 from adexport_runtime.errors import AdapterError, BuildError, Code
 from adexport_runtime.matching import matches
+from adexport_runtime.slots import Location
 
 from ..conftest import TINY, MakeLora
+from ..runtime.support import GOLDEN_HUB
 
 LAYERS = {
     f"encoder.layer.{i}.{name}": True
@@ -77,6 +79,19 @@ def test_like_takes_sites_and_rank(make_lora: MakeLora) -> None:
     with pytest.raises(BuildError) as caught:
         plan(like=(two,), max_rank=4)
     assert caught.value.codes == {Code.RANK_ABOVE_MAX}
+
+
+def test_kinds_beside_a_like_that_has_none_of_them() -> None:
+    """An adapter of bottlenecks says nothing of linear layers: kinds that were asked for go everywhere."""
+    seq_bn = GOLDEN_HUB / "bert" / "seq_bn"
+    ends: dict[str, tuple[int, Location]] = {
+        f"encoder.layer.{layer}.output.dense": (layer, "output") for layer in range(2)
+    }
+    options = BuildOptions(like=(seq_bn,), slots=("lora",))
+    found = make_plan(Places(LAYERS, ends), options)
+    assert found.sites == plan().sites
+    assert found.slots == ("lora", "bottleneck")
+    assert make_plan(Places(LAYERS, ends), BuildOptions(like=(seq_bn,))).slots == ("bottleneck",)
 
 
 def test_like_of_another_base(make_lora: MakeLora, tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ def plan_again(bundle: Bundle, options: BuildOptions) -> Plan:
     """
     manifest = bundle.manifest
     trace = ir.load(bundle.root / TRACE_FILE)
-    places = Places.of(trace, manifest.base.model_type, manifest.base.prefix)
+    base = manifest.base
+    places = Places.of(trace, base.model_type, base.prefix, marked=bool(manifest.weights))
     limits = manifest.limits
+    every = options.slots is not None
     if not options.like:
         options = replace(
             options,
@@ -34,8 +36,8 @@ def plan_again(bundle: Bundle, options: BuildOptions) -> Plan:
         )
     plan = make_plan(places, options)
     if not options.like:
-        plan = _kept(plan, bundle, options)
-    if plan.head is None and places.head and not manifest.base.labels:
+        plan = _kept(plan, bundle, options, every=every)
+    if plan.head is None and places.head and not base.labels:
         raise BuildError(
             f"{bundle.root} cannot be lowered so",
             Problem(
@@ -49,15 +51,17 @@ def plan_again(bundle: Bundle, options: BuildOptions) -> Plan:
     return plan
 
 
-def _kept(plan: Plan, bundle: Bundle, options: BuildOptions) -> Plan:
-    """What the options do not name stays: sites, forms and activations."""
+def _kept(plan: Plan, bundle: Bundle, options: BuildOptions, *, every: bool) -> Plan:
+    """What the options do not name stays: sites, forms and activations.
+
+    ``every``: kinds of slots were named, and all of them go to the layers that had any. Else each layer
+    keeps the factors that it had.
+    """
     manifest = bundle.manifest
     if options.targets is None and manifest.sites and plan.sites:
         asked = frozenset().union(*plan.sites.values())
         known = {site.path: frozenset(site.linear.factors) for site in manifest.sites}
-        had = frozenset().union(*known.values())
-        # the same kinds as before stay where they were; other kinds go to the same layers
-        sites = {path: factors if asked == had else asked for path, factors in known.items()}
+        sites = {path: asked if every else factors for path, factors in known.items()}
         plan = replace(plan, sites=sites, left_out=())
     before = manifest.bottlenecks
     if plan.bottlenecks is not None and before is not None:

@@ -39,7 +39,7 @@ class Places:
 
     ``layers`` are all linear layers by path, and whether each can be a site; ``ends`` the layers
     behind which a bottleneck can go, with their block and location; ``prefix`` is the base's, which an
-    adapter's paths may have or lack.
+    adapter's paths may have or lack. ``marked``: bottlenecks and heads were thought of when it was traced.
     """
 
     layers: Mapping[str, bool]
@@ -47,11 +47,13 @@ class Places:
     head: bool = False
     model_type: str = ""
     prefix: str = ""
+    marked: bool = True
 
     @classmethod
-    def of(cls, trace: ir.Model, model_type: str, prefix: str) -> Places:
+    def of(cls, trace: ir.Model, model_type: str, prefix: str, *, marked: bool = True) -> Places:
         """The places of a trace."""
-        return cls(linear_layers(trace), bottleneck_places(trace), has_head(trace), model_type, prefix)
+        ends = bottleneck_places(trace)
+        return cls(linear_layers(trace), ends, has_head(trace), model_type, prefix, marked)
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,10 @@ def _linears(
     places: Places, options: BuildOptions, asked: Iterable[str], like: list[NeutralAdapter]
 ) -> tuple[dict[str, frozenset[str]], tuple[str, ...]]:
     factors = linear_factors(asked)
-    named = options.targets is not None or bool(like)
-    if like and options.targets is None:
-        needed = layers_like(list(places.layers), [adapter.linears for adapter in like], places.prefix)
+    touched = [adapter.linears for adapter in like if adapter.linears]
+    named = options.targets is not None or bool(touched)
+    if touched and options.targets is None:
+        needed = layers_like(list(places.layers), touched, places.prefix)
         wanted = {path: kinds | factors for path, kinds in needed.items()}
     elif factors:
         wanted = dict.fromkeys(chosen_layers(list(places.layers), options.targets), factors)
@@ -175,7 +178,9 @@ def _bottlenecks(
     if not places.ends:
         raise BuildError(
             _HEADLINE,
-            Problem(
+            _early("bottleneck")
+            if not places.marked
+            else Problem(
                 Code.UNSUPPORTED,
                 "--slots bottleneck",
                 got=f"a model of type {places.model_type}",
@@ -216,6 +221,17 @@ def _bottlenecks(
     return BottleneckOptions(with_neutral(forms), tuple(dict.fromkeys(activations)), sites)
 
 
+def _early(kind: str) -> Problem:
+    return Problem(
+        Code.VERSION,
+        f"--slots {kind}",
+        got=f"a trace without places for a {kind}",
+        expected="a trace of a bundle that was built as format version 2",
+        cause="the bundle was traced by an earlier adexport",
+        mend="build the bundle again from its model",
+    )
+
+
 def _head(
     places: Places, options: BuildOptions, asked: Iterable[str], like: list[NeutralAdapter]
 ) -> HeadOptions | None:
@@ -225,7 +241,9 @@ def _head(
     if not places.head:
         raise BuildError(
             _HEADLINE,
-            Problem(
+            _early("head")
+            if not places.marked
+            else Problem(
                 Code.UNSUPPORTED,
                 "--slots head",
                 got="a model that was traced without a place for heads",
