@@ -237,6 +237,10 @@ INCONSISTENT_SLOTS: dict[str, tuple[Callable[[Data], None], str]] = {
         put("bottlenecks", "sites", 0, "slot", "code", "dtype", value="float"),
         "bottleneck.code must be int64",
     ),
+    "a guard of floats": (
+        put("guards", "linear", "dtype", value="float"),
+        "adapter_uses.linear must be int64",
+    ),
     "weights of integers": (
         put("bottlenecks", "sites", 0, "slot", "up", "dtype", value="int64"),
         "bottleneck.up must be float",

@@ -31,10 +31,6 @@ Location = Literal["mh", "output"]
 Feature = Literal["first", "pooler", "last", "tokens"]
 
 
-#: slot inputs that hold one number for a row instead of weights: codes, and what guards there are
-_PICKS = ("code", "linear", "bottleneck")
-
-
 class SlotInput(Schema):
     """A graph input that carries one factor of a slot; ``shape`` starts with the bank's rows.
 
@@ -53,16 +49,17 @@ class _Slot(Schema):
     def _faults(self, expected: Mapping[str, tuple[str | int, ...]]) -> list[str]:
         """Factors whose shape is not ``[rows, *expected]``; one name stands for one size.
 
-        Codes are integers, and the identity of scales is one: no other factors are so.
+        Lone numbers (codes, guards) are integers, and the identity of scales is one: no other factors
+        are so.
         """
         wrong = []
         sizes: dict[str, str | int] = {}
         for name, factor in self.factors.items():
-            dtype = "int64" if name in _PICKS else "float"
+            wanted = expected[name]
+            dtype = "float" if wanted else "int64"
             identity = "ones" if name.startswith("scale") else "zeros"
             if (factor.dtype, factor.identity) != (dtype, identity):
                 wrong.append(f"{factor.name} must be {dtype} with {identity} for the identity")
-            wanted = expected[name]
             got = factor.shape[1:]
             same = len(got) == len(wanted) and all(
                 size == (want if isinstance(want, int) else sizes.setdefault(want, size))
