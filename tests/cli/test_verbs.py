@@ -11,9 +11,11 @@ import click
 import numpy as np
 import pytest
 
+from adexport.build import build_model
 from adexport.cli import cli
 from adexport_runtime import Bundle, Code, Engine
 from tests.conftest import MakeLora
+from tests.exporter.families import BARE, FAMILIES
 
 from .support import run, run_json
 
@@ -233,9 +235,9 @@ class TestInspect:
         facts = run_json("inspect", lora)
         assert (facts["kind"], facts["rank"], facts["problems"]) == ("foreign adapter", 4, [])
         assert len(facts["sites"]) == 4
-        dora = run("inspect", make_lora("dora", use_dora=True))
-        assert dora.exit_code == 0
-        assert "problem" in dora.stdout
+        strange = run("inspect", make_lora("strange", trainable_token_indices=[1]))
+        assert strange.exit_code == 0
+        assert "problem" in strange.stdout
 
     def test_nothing(self, here: Path) -> None:
         assert run_json("inspect", here / "nothing", code=1)["problems"][0]["code"] == Code.ABSENT
@@ -255,6 +257,12 @@ class TestVerify:
     def test_table(self, tiny_bundle: Path) -> None:
         result = run("verify", tiny_bundle)
         assert "equal: largest difference" in result.stdout
+
+    def test_images_have_no_tokens(self, tmp_path: Path) -> None:
+        folder = FAMILIES["ViT"].save(BARE, tmp_path / "model")
+        build_model(str(folder), tmp_path / "b")
+        assert {row["tokens"] for row in run_json("verify", tmp_path / "b")["rows"]} == {None}
+        assert "None" not in run("verify", tmp_path / "b").stdout
 
 
 class TestRun:
