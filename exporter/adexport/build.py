@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from adexport_runtime.bound import BoundAdapter
 from adexport_runtime.bundle import (
-    ADAPTERS_FOLDER,
     MANIFEST_FILE,
     MODEL_FILE,
     REFERENCE_FILE,
     TRACE_FILE,
     WEIGHTS_FOLDER,
     Bundle,
-    file_entry,
 )
-from adexport_runtime.errors import AdapterError, BuildError, Code, Problem
+from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.files import atomic_folder
 from adexport_runtime.manifest import (
     FORMAT_VERSION,
     HEAD_TASKS,
     Base,
-    File,
     Limits,
     Manifest,
     Output,
     Tokenizer,
 )
 from adexport_runtime.outputs import LOGITS
-from adexport_runtime.tensors import read_tensors
 
 from .check import check_model
 from .lower import ADAPTER_IDS, bottleneck_features, layer_features, lower
 from .options import DEFAULT_OPSET, MIN_OPSET, BuildOptions
+from .parts import carry_adapters, carry_trace, check_adapters, files_of
 from .progress import Progress, silent
 from .reference import load_reference, sample_batches, save_reference
 from .slots.again import plan_again
@@ -205,9 +200,7 @@ def lower_again(
     manifest = bundle.manifest
     plan = plan_again(bundle, options)
     with atomic_folder(target) as part:
-        for entry in manifest.files:
-            if entry.path != MODEL_FILE and not _is_lowered_weight(entry.path):
-                _copy(bundle.root / entry.path, part / entry.path)
+        carry_trace(bundle, part)
         changed = manifest.model_copy(
             update={
                 "base": manifest.base.model_copy(update={"dtype": options.dtype or manifest.base.dtype}),
@@ -217,7 +210,7 @@ def lower_again(
             }
         )
         if target != source and adapters:
-            _carry_adapters(bundle.root, part)
+            carry_adapters(bundle.root, part)
         differences = _finish(part, changed, plan, options.tolerance, target, progress)
     return BuildResult(Bundle.open(target), differences, _plan_notes(plan))
 
@@ -251,12 +244,12 @@ def _finish(
             "head": lowered.slots.head,
             "guards": lowered.slots.guards,
             "outputs": tuple(_output(spec, manifest, plan) for spec in manifest.outputs),
-            "files": _files(part),
+            "files": files_of(part),
         }
     )
     if (target / MANIFEST_FILE).exists():
-        _carry_adapters(target, part)
-    _check_adapters(part, finished)
+        carry_adapters(target, part)
+    check_adapters(part, finished)
     (part / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
     return differences
 
@@ -361,46 +354,3 @@ def _tools() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _files(part: Path) -> tuple[File, ...]:
-    """Every file of the bundle but its manifest and its adapters."""
-    paths = sorted(path for path in part.rglob("*") if path.is_file())
-    inside = [path for path in paths if path.relative_to(part).parts[0] != ADAPTERS_FOLDER]
-    return tuple(file_entry(part, path) for path in inside if path.name != MANIFEST_FILE)
-
-
-def _is_lowered_weight(path: str) -> bool:
-    return path in {f"{WEIGHTS_FOLDER}/{dtype}.bin" for dtype in ("fp16", "bf16")}
-
-
-def _copy(source: Path, target: Path) -> None:
-    """A real copy: onnx-ir refuses weights that have a second hard link."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-
-
-def _carry_adapters(source: Path, part: Path) -> None:
-    for path in sorted((source / ADAPTERS_FOLDER).glob("*.safetensors")):
-        if not (part / ADAPTERS_FOLDER / path.name).exists():
-            _copy(path, part / ADAPTERS_FOLDER / path.name)
-
-
-def _check_adapters(part: Path, manifest: Manifest) -> None:
-    """What is bound must fit the new graph: an adapter is never dropped in silence.
-
-    Raises:
-        AdapterError: naming everything that does not fit.
-    """
-    problems = []
-    for name, path in Bundle(part, manifest).adapters().items():
-        try:
-            BoundAdapter.from_file(read_tensors(path), manifest)
-        except AdapterError as error:
-            problems += [replace(p, subject=f"{name}: {p.subject}") for p in error.problems]
-    if problems:
-        raise AdapterError(
-            "adapters bound in the bundle would no longer fit (remove their files in "
-            f"{ADAPTERS_FOLDER}/, or build to another -o)",
-            problems,
-        )

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from adexport.build import lower_again
 from adexport.convert import convert
+from adexport.options import BuildOptions
 from adexport_runtime import AdapterError, Engine
 
 from .golden import GOLDEN, Golden, build, cases, check_alone, check_mixed, groups
@@ -99,18 +102,21 @@ def test_refused(engines: Engines, case: Golden) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["bert", "llama"])
-def test_base_rows_beside_every_slot(engines: Engines, base: str) -> None:
+def test_base_rows_beside_every_slot(engines: Engines, base: str, tmp_path: Path) -> None:
     """With every kind of slot in the graph, a row without an adapter is the plain base's."""
-    from safetensors.numpy import load_file
-
-    plain = load_file(GOLDEN / "adapterhub" / base / "base.safetensors")
-    engine = engines["adapterhub", base, "feature-extraction"]
-    assert {"lora", "scale", "bottleneck"} <= set(engine.bundle.manifest.slots)
-    ids, mask = plain["input_ids"], plain["attention_mask"]
-    names = [None, "seq_bn", None, "lora-attn"][: len(ids)]
-    names = [name if name in engine.adapters() or name is None else None for name in names]
-    got = engine.run({"input_ids": ids, "attention_mask": mask}, names)["last_hidden_state"]
-    for row, name in enumerate(names):
-        if name is None:
-            real = mask[row].astype(bool)
-            assert np.abs(got[row] - plain["last_hidden_state"][row])[real].max() <= 1e-6 * 4
+    bundle = engines["adapterhub", base, "feature-extraction"].bundle.root
+    every = BuildOptions(slots=("lora", "bias", "scale", "bottleneck"), targets=r".*")
+    lower_again(bundle, tmp_path / "every", options=every, adapters=False)
+    lower_again(bundle, tmp_path / "plain", options=BuildOptions(slots=()), adapters=False)
+    tensors = load_file(GOLDEN / "adapterhub" / base / "base.safetensors")
+    batch = {name: tensors[name] for name in ("input_ids", "attention_mask")}
+    names = [None, "compacter", None, "dora"]
+    with Engine.open(tmp_path / "plain", threads=1) as plain, Engine.open(tmp_path / "every") as engine:
+        for name in ("compacter", "dora"):
+            engine.bind(name, GOLDEN / "adapterhub" / base / name)
+        expected, got = plain.run(batch), engine.run(batch, names)
+    for row in (0, 2):
+        real = batch["attention_mask"][row].astype(bool)
+        for output in expected:
+            found = np.abs(got[output][row] - expected[output][row])
+            assert (found[real] if found.ndim == 2 else found).max() <= 1e-6, output
