@@ -79,10 +79,10 @@ def _inputs(node: ir.Node) -> tuple[ir.Value | None, ...]:
 
 
 def _features(node: ir.Node) -> tuple[Feature, ...]:
-    """What a head can read here; a pooled output is one more choice."""
+    """What a head can read here; a pooled output is one more choice where it is by row, as the logits."""
     first = node.attributes["feature"].as_string()
     features: list[Feature] = [kind for kind in ("first", "last", "tokens") if kind == first]
-    if _inputs(node)[1] is not None:
+    if _inputs(node)[1] is not None and first != "tokens":
         features.append("pooler")
     return tuple(features)
 
