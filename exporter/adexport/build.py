@@ -38,7 +38,7 @@ from .parts import carry_adapters, carry_trace, check_adapters, files_of
 from .progress import Progress, silent
 from .reference import load_reference, sample_batches, save_reference
 from .slots.again import plan_again
-from .slots.plan import Places, Plan, make_plan
+from .slots.plan import Places, Plan, brings_heads, make_plan
 from .weights import frozen_weights
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def build_model(
     if output is not None:
         _check_target(output, force)
     progress("load the model")
-    loaded = load_model(source, task, headless="head" in (options.slots or ()))
+    loaded = load_model(source, task, headless=brings_heads(options))
     output = output or Path(f"{loaded.name}.bundle")
     _check_target(output, force)
 
@@ -281,6 +281,7 @@ def _check_target(output: Path, force: bool) -> None:
 
 def _refuse_untrained(loaded: LoadedModel, used: Iterable[str]) -> None:
     """A weight that the checkpoint lacks is random: a graph that uses it would be wrong."""
+    heads = "--slots lora,head, if adapters bring their heads, " if loaded.task in HEAD_TASKS else ""
     problems = [
         Problem(
             Code.ABSENT,
@@ -288,7 +289,7 @@ def _refuse_untrained(loaded: LoadedModel, used: Iterable[str]) -> None:
             got="no trained weight in the checkpoint",
             expected=f"the weights of {type(loaded.model).__name__}",
             cause=f"the checkpoint is no {loaded.task} model",
-            mend="build with --task feature-extraction, or from a trained checkpoint",
+            mend=f"build with {heads}with --task feature-extraction, or from a trained checkpoint",
         )
         for name in used
         if name in loaded.untrained

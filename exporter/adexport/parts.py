@@ -58,8 +58,7 @@ def check_adapters(part: Path, manifest: Manifest) -> None:
             problems += [replace(p, subject=f"{name}: {p.subject}") for p in error.problems]
     if problems:
         raise AdapterError(
-            "adapters bound in the bundle would no longer fit (remove their files in "
-            f"{ADAPTERS_FOLDER}/, or build to another -o)",
+            f"adapters bound in the bundle would no longer fit (remove their files in {ADAPTERS_FOLDER}/)",
             problems,
         )
 

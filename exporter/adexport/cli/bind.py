@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from adexport_runtime.bind import bind_into_bundle
+from adexport_runtime.bound import BoundAdapter
 from adexport_runtime.bundle import Bundle
 
 from .console import json_option, out, print_json, refusals, size
@@ -27,7 +28,7 @@ bundle_option = click.option(
 @json_option
 @refusals()
 def bind(adapter: Path, bundle: Path | None, name: str | None, replace: bool, as_json: bool) -> None:
-    """Bind ADAPTER: a PEFT folder, its adapter_model.safetensors, or an already bound file.
+    """Bind ADAPTER: a folder of PEFT or AdapterHub, its tensor file, or an already bound file.
 
     Needs no torch. What does not fit exactly is refused, and what was bound before stays.
     """
@@ -43,13 +44,28 @@ def bind(adapter: Path, bundle: Path | None, name: str | None, replace: bool, as
                 "bytes": path.stat().st_size,
                 "sites": len(bound.ranks),
                 "rank": bound.rank,
+                "bottlenecks": len(bound.widths),
+                "width": max(bound.widths.values(), default=0),
+                "labels": None if bound.head is None else list(bound.head.labels),
                 "source_type": bound.source_type,
                 "source_sha256": bound.source_sha256,
             }
         )
     else:
-        out.print(
-            f"{bound.name} bound to {opened.root}: {bound.source_type}, "
-            f"{len(bound.ranks)} of {len(opened.manifest.sites)} sites, rank {bound.rank}, "
-            f"{size(path.stat().st_size)}"
-        )
+        parts = ", ".join([bound.source_type, *_parts(bound, opened), size(path.stat().st_size)])
+        out.print(f"{bound.name} bound to {opened.root}: {parts}")
+
+
+def _parts(bound: BoundAdapter, bundle: Bundle) -> list[str]:
+    """What of the bundle's slots an adapter fills."""
+    manifest = bundle.manifest
+    parts = []
+    if bound.ranks:
+        rank = f", rank {bound.rank}" if bound.rank else ""
+        parts.append(f"{len(bound.ranks)} of {len(manifest.sites)} sites{rank}")
+    if bound.widths and manifest.bottlenecks is not None:
+        places = len(manifest.bottlenecks.sites)
+        parts.append(f"{len(bound.widths)} of {places} bottlenecks, width {max(bound.widths.values())}")
+    if bound.head is not None:
+        parts.append(f"a head of {len(bound.head.labels)} labels")
+    return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,8 +14,11 @@ from adexport_runtime.adapters import CONFIG_FILE, read_adapter
 from adexport_runtime.bound import BoundAdapter, is_bound
 from adexport_runtime.bundle import MANIFEST_FILE, Bundle
 from adexport_runtime.errors import Problem
+from adexport_runtime.schema import Schema
+from adexport_runtime.slots import BottleneckForm, Bottlenecks, Head
 from adexport_runtime.tensors import peek_metadata
 
+from ..slots.kinds import kinds_of
 from .console import json_option, out, print_json, refusals, size
 
 
@@ -60,7 +64,11 @@ def _bundle(path: Path, check: bool) -> dict[str, Any]:
         "outputs": {o.name: f"{o.dtype} {_shape(o.shape)}" for o in manifest.outputs},
         "slots": list(manifest.slots),
         "max_rank": manifest.limits.max_rank,
+        "max_width": manifest.limits.max_width,
         "sites": {s.path: [s.in_features, s.out_features] for s in manifest.sites},
+        "site_kinds": {s.path: list(kinds_of(s.linear.factors)) for s in manifest.sites},
+        "bottlenecks": None if manifest.bottlenecks is None else _bottlenecks(manifest.bottlenecks),
+        "head": None if manifest.head is None else _head(manifest.head),
         "adapters": {name: _brief(file) for name, file in bundle.adapters().items()},
         "bytes": sum(entry.bytes for entry in manifest.files),
         "files": {entry.path: entry.bytes for entry in manifest.files},
@@ -69,9 +77,31 @@ def _bundle(path: Path, check: bool) -> dict[str, Any]:
     }
 
 
+def _bottlenecks(bottlenecks: Bottlenecks) -> dict[str, Any]:
+    return {
+        "forms": [form.model_dump() for form in bottlenecks.forms],
+        "activations": list(bottlenecks.activations),
+        "sites": {
+            site.path: {"layer": site.layer, "location": site.location, "features": site.features}
+            for site in bottlenecks.sites
+        },
+    }
+
+
+def _head(head: Head) -> dict[str, Any]:
+    return {"features": head.features, "inputs": list(head.inputs), "activations": list(head.activations)}
+
+
 def _brief(path: Path) -> dict[str, Any]:
     adapter = BoundAdapter.read(path)
-    return {"sites": len(adapter.ranks), "rank": adapter.rank, "bytes": path.stat().st_size}
+    return {
+        "sites": len(adapter.ranks),
+        "rank": adapter.rank,
+        "bottlenecks": len(adapter.widths),
+        "width": max(adapter.widths.values(), default=0),
+        "labels": None if adapter.head is None else list(adapter.head.labels),
+        "bytes": path.stat().st_size,
+    }
 
 
 def _bound(path: Path) -> dict[str, Any]:
@@ -85,13 +115,17 @@ def _bound(path: Path) -> dict[str, Any]:
         "base_fingerprint": adapter.base_fingerprint,
         "rank": adapter.rank,
         "sites": adapter.ranks,
+        "site_kinds": {path: list(kinds_of(factors)) for path, factors in adapter.factors.items()},
+        "widths": adapter.widths,
+        "bottleneck": _dumped(adapter.bottleneck),
+        "head": _dumped(adapter.head),
         "bytes": path.stat().st_size,
     }
 
 
 def _foreign(path: Path) -> dict[str, Any]:
     adapter = read_adapter(path)
-    ranks = {module: weights.rank for module, weights in adapter.linears.items()}
+    ranks = {module: update.rank for module, update in adapter.linears.items()}
     return {
         "kind": "foreign adapter",
         "path": str(path),
@@ -100,9 +134,23 @@ def _foreign(path: Path) -> dict[str, Any]:
         "base": adapter.base_name,
         "rank": max(ranks.values(), default=0),
         "sites": ranks,
-        "bytes": path.stat().st_size,
+        "site_kinds": {module: list(kinds_of(update.kinds)) for module, update in adapter.linears.items()},
+        "widths": {
+            f"layer {layer}, {location}": weights.width
+            for (layer, location), weights in sorted(adapter.bottlenecks.items())
+        },
+        "bottleneck": _dumped(adapter.style),
+        "head": _dumped(adapter.head.style if adapter.head else None),
+        "replaced": sorted(adapter.replaced),
+        "bytes": sum(file.stat().st_size for file in path.iterdir())
+        if path.is_dir()
+        else path.stat().st_size,
         "problems": [_problem(problem) for problem in adapter.problems],
     }
+
+
+def _dumped(style: Schema | None) -> dict[str, Any] | None:
+    return None if style is None else style.model_dump(mode="json")
 
 
 def _problem(problem: Problem) -> dict[str, str]:
@@ -115,29 +163,65 @@ def _shape(shape: Iterable[object]) -> str:
 
 def _show(facts: Mapping[str, Any]) -> None:
     for key, value in facts.items():
-        if key in ("sites", "files", "problems", "adapters", "tools"):
+        if key in ("sites", "site_kinds", "widths", "files", "problems", "adapters", "tools"):
             continue
-        if key == "bytes":
-            value = size(value)
-        elif isinstance(value, dict):
-            value = ", ".join(f"{name} {detail}" for name, detail in value.items())
-        elif isinstance(value, list):
-            value = ", ".join(value) or "none"
-        out.print(f"{key.replace('_', ' '):17} {value}")
-    _show_sites(facts["sites"])
-    for name, brief in facts.get("adapters", {}).items():
-        out.print(f"adapter {name}: {brief['sites']} sites, rank {brief['rank']}, {size(brief['bytes'])}")
+        out.print(f"{key.replace('_', ' '):17} {_text(key, value)}")
+    _show_sites("sites", {path: _site(facts, path) for path in facts["sites"]})
+    widths = {path: f"width {width}" for path, width in facts.get("widths", {}).items()}
+    if facts.get("bottlenecks"):
+        places = facts["bottlenecks"]["sites"].items()
+        widths = {path: f"{place['features']} features, {place['location']}" for path, place in places}
+    if widths:
+        _show_sites("bottlenecks", widths)
+    for path, brief in facts.get("adapters", {}).items():
+        out.print(f"adapter {path}: {_adapter(brief)}")
     for problem in facts.get("problems", ()):
         out.print("problem " + "; ".join(f"{key} {value}" for key, value in problem.items()))
 
 
-def _show_sites(sites: Mapping[str, Any]) -> None:
+def _text(key: str, value: Any) -> str:
+    """A fact for people."""
+    if value is None or value == []:
+        return "none"
+    if key == "bytes":
+        return size(value)
+    if key == "bottlenecks":
+        forms = " or ".join(BottleneckForm(**form).brief for form in value["forms"])
+        return f"{forms} with {', '.join(value['activations'])}"
+    if key == "bottleneck":
+        return f"{BottleneckForm(**value['form']).brief} with {value['activation']}"
+    if key == "head" and "inputs" in value:
+        return f"on {' or '.join(value['inputs'])} with {', '.join(value['activations'])}"
+    if key == "head":
+        activation = f" with {value['activation']}" if value["activation"] else ""
+        return f"on {value['feature']}{activation}, labels {', '.join(value['labels']) or 'without names'}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {detail}" for name, detail in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _site(facts: Mapping[str, Any], path: str) -> str:
+    """What a linear layer has."""
+    detail, kinds = facts["sites"][path], facts["site_kinds"][path]
+    if isinstance(detail, list):
+        return f"{detail[0]} → {detail[1]}  {', '.join(kinds)}"
+    return ", ".join(f"rank {detail}" if kind == "lora" else kind for kind in kinds) or "rank 0"
+
+
+def _adapter(brief: Mapping[str, Any]) -> str:
+    parts = [f"{brief['sites']} sites, rank {brief['rank']}"] if brief["sites"] else []
+    if brief["bottlenecks"]:
+        parts.append(f"{brief['bottlenecks']} bottlenecks, width {brief['width']}")
+    if brief["labels"] is not None:
+        parts.append(f"a head of {len(brief['labels'])} labels")
+    return ", ".join([*parts, size(brief["bytes"])])
+
+
+def _show_sites(what: str, sites: Mapping[str, str]) -> None:
     """Sites, with those that differ only in the block's number put together."""
     groups: Counter[tuple[str, str]] = Counter()
-    for path, detail in sites.items():
-        pattern = ".".join("*" if part.isdigit() else part for part in path.split("."))
-        text = f"{detail[0]} → {detail[1]}" if isinstance(detail, list) else f"rank {detail}"
-        groups[pattern, text] += 1
-    out.print(f"{len(sites)} sites" + (":" if sites else ""))
+    for path, text in sites.items():
+        groups[re.sub(r"\b\d+\b", "*", path), text] += 1
+    out.print(f"{len(sites)} {what}" + (":" if sites else ""))
     for (pattern, text), count in groups.items():
         out.print(f"  {count:3} × {pattern}  {text}")

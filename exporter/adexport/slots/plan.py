@@ -22,6 +22,7 @@ from .kinds import (
     FORMS,
     HEAD_ACTIVATIONS,
     KINDS,
+    LINEAR_KINDS,
     check_kinds,
     kinds_of,
     linear_factors,
@@ -111,6 +112,19 @@ def make_plan(places: Places, options: BuildOptions) -> Plan:
     )
 
 
+def brings_heads(options: BuildOptions) -> bool:
+    """Whether adapters are to bring heads of their own.
+
+    Raises:
+        AdapterError: an adapter in ``like`` cannot be read.
+    """
+    return "head" in (options.slots or ()) or any(_has_head(adapter) for adapter in _read(options))
+
+
+def _has_head(adapter: NeutralAdapter) -> bool:
+    return adapter.head is not None or bool(adapter.replaced)
+
+
 def _read(options: BuildOptions) -> list[NeutralAdapter]:
     adapters = []
     for path in options.like:
@@ -132,6 +146,17 @@ def _linears(
         wanted = {path: kinds | factors for path, kinds in needed.items()}
     elif factors:
         wanted = dict.fromkeys(chosen_layers(list(places.layers), options.targets), factors)
+    elif options.targets is not None:
+        raise BuildError(
+            _HEADLINE,
+            Problem(
+                Code.BAD_INPUT,
+                "--targets",
+                got=f"{options.targets!r}, and --slots {','.join(asked) or 'none'}",
+                expected=f"one of {', '.join(LINEAR_KINDS)} among the --slots",
+                cause="targets are linear layers, and none is to get a slot",
+            ),
+        )
     else:
         return {}, ()
     left_out = tuple(path for path in wanted if not places.layers[path])
@@ -235,7 +260,7 @@ def _early(kind: str) -> Problem:
 def _head(
     places: Places, options: BuildOptions, asked: Iterable[str], like: list[NeutralAdapter]
 ) -> HeadOptions | None:
-    heads = [adapter for adapter in like if adapter.head is not None or adapter.replaced]
+    heads = [adapter for adapter in like if _has_head(adapter)]
     if "head" not in asked and not heads:
         return None
     if not places.head:

@@ -28,7 +28,14 @@ FORMAT = "adexport-adapter"
 FORMAT_VERSION = "2"
 #: version 1 had lora_A and lora_B only
 READABLE_VERSIONS = ("1", "2")
-_LINEAR_FACTORS = ("lora_A", "lora_B", "adapter_bias", "scale_in", "scale_out")
+#: how the slot input of a linear layer's factor ends -> the factor
+_LINEAR_FACTORS = {
+    "lora_A": "lora_A",
+    "lora_B": "lora_B",
+    "adapter_bias": "bias",
+    "scale_in": "scale_in",
+    "scale_out": "scale_out",
+}
 _DOWN = ".bottleneck.down"
 _REQUIRED = ("format_version", "name", "source_type", "source_sha256", "base_fingerprint", "rank")
 #: what the tensors of a version are, where it has them
@@ -63,6 +70,16 @@ class BoundAdapter:
             if factor in _LINEAR_FACTORS:
                 ranks[path] = int(tensor.shape[1]) if factor == "lora_A" else ranks.get(path, 0)
         return ranks
+
+    @property
+    def factors(self) -> dict[str, frozenset[str]]:
+        """The factors at every linear layer that the adapter touches."""
+        found: dict[str, frozenset[str]] = {}
+        for name in self.tensors:
+            path, _, end = name.rpartition(".")
+            if end in _LINEAR_FACTORS:
+                found[path] = found.get(path, frozenset()) | {_LINEAR_FACTORS[end]}
+        return found
 
     @property
     def widths(self) -> dict[str, int]:

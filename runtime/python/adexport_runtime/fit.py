@@ -10,7 +10,7 @@ import numpy as np
 from . import dtypes
 from .errors import Code, Problem
 from .manifest import HEAD_TASKS, Manifest
-from .slots import BottleneckForm, Bottlenecks, BottleneckStyle, Head, HeadStyle, SlotInput
+from .slots import Bottlenecks, BottleneckStyle, Head, HeadStyle, SlotInput
 from .tensors import Array
 
 
@@ -132,7 +132,7 @@ def _head_problems(
     elif style is not None:
         problems += _whole("the head", style.factors, found) + _label_problems(style, found)
         if head.code(style) is None:
-            problems.append(_strange_head(style, head))
+            problems.append(_strange_head(style, head, manifest))
     return problems
 
 
@@ -152,11 +152,11 @@ def _unmatched(kind: str, *, said: bool) -> Problem:
 
 def _strange_bottleneck(style: BottleneckStyle, slots: Bottlenecks) -> Problem:
     """A form or an activation that the bundle's graph does not have."""
-    forms = " or ".join(_brief(form) for form in slots.forms)
+    forms = " or ".join(form.brief for form in slots.forms)
     return Problem(
         Code.NO_SLOT,
         "bottleneck",
-        got=f"{_brief(style.form)} with {style.activation}",
+        got=f"{style.form.brief} with {style.activation}",
         expected=f"{forms} with {', '.join(slots.activations)}",
         cause="the bundle was built for other bottlenecks",
         mend="adexport build BUNDLE --like ADAPTER (repeat it for every kind), or --bottlenecks "
@@ -164,36 +164,30 @@ def _strange_bottleneck(style: BottleneckStyle, slots: Bottlenecks) -> Problem:
     )
 
 
-def _strange_head(style: HeadStyle, head: Head) -> Problem:
+def _strange_head(style: HeadStyle, head: Head, manifest: Manifest) -> Problem:
     """A head on what the bundle's graph does not offer, or with an activation that it does not have."""
-    other = style.feature not in head.inputs
     activation = f" with {style.activation}" if style.activation is not None else ""
+    cause = "the bundle was built for other heads"
+    mend = "adexport build BUNDLE --like ADAPTER (repeat it for every kind), or --activations"
+    if style.feature not in head.inputs and _task(style) == manifest.base.task:
+        cause = "the base has no such output"
+        mend = f"train the head on {' or '.join(head.inputs)}"
+    elif style.feature not in head.inputs:
+        cause = "the head is of another task"
+        mend = f"adexport build MODEL --task {_task(style)} --slots {','.join(manifest.slots)}"
     return Problem(
         Code.NO_SLOT,
         "head",
         got=f"a head on {style.feature}{activation}",
         expected=f"on {' or '.join(head.inputs)} with {', '.join(head.activations)}",
-        cause="the head is of another task, or the base has no such output"
-        if other
-        else "the bundle was built for other heads",
-        mend=f"adexport build MODEL --task {_task(style)} --slots head"
-        if other
-        else "adexport build BUNDLE --like ADAPTER (repeat it for every kind), or --activations",
+        cause=cause,
+        mend=mend,
     )
 
 
 def _task(style: HeadStyle) -> str:
     """The task of the bundles that take such a head."""
     return "token-classification" if style.feature == "tokens" else "text-classification"
-
-
-def _brief(form: BottleneckForm) -> str:
-    """A form by what differs from the plainest one."""
-    plain = BottleneckForm()
-    differs = [
-        f"{name}={value}" for name, value in form.model_dump().items() if value != getattr(plain, name)
-    ]
-    return "(" + (", ".join(differs) or "plain") + ")"
 
 
 def _label_problems(style: HeadStyle, found: Mapping[str, Array]) -> list[Problem]:

@@ -50,7 +50,7 @@ def fit_linears(fitted: Fitted, updates: Mapping[str, LinearUpdate], bundle: Bun
     for module, update in updates.items():
         site = manifest.site_by_path.get(module)
         if site is None:
-            fitted.problems.append(_no_site(module, update.tensors, manifest))
+            fitted.problems.append(_no_site(module, update, manifest))
             continue
         try:
             weights = update.solve(lambda site=site: frozen.linear(site.weight, site.bias))  # type: ignore[misc]
@@ -59,7 +59,7 @@ def fit_linears(fitted: Fitted, updates: Mapping[str, LinearUpdate], bundle: Bun
             continue
         lacking = weights.kinds - site.linear.factors.keys()
         if lacking:
-            needed = dict.fromkeys((*manifest.slots, *sorted(_OPTIONS[kind] for kind in lacking)))
+            needed = _slots_with(manifest, lacking)
             fitted.problems.append(
                 Problem(
                     Code.NO_SLOT,
@@ -67,7 +67,7 @@ def fit_linears(fitted: Fitted, updates: Mapping[str, LinearUpdate], bundle: Bun
                     got=f"an adapter with {', '.join(sorted(lacking))}",
                     expected=f"what the slot has: {', '.join(site.linear.factors)}",
                     cause="the bundle was built for other adapters",
-                    mend=f"adexport build BUNDLE --slots {','.join(needed)} (or --like ADAPTER)",
+                    mend=f"adexport build BUNDLE --slots {needed} (or --like ADAPTER)",
                 )
             )
             continue
@@ -207,19 +207,26 @@ def _shown(names: Iterable[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _no_site(module: str, tensors: tuple[str, ...], manifest: Manifest) -> Problem:
+def _slots_with(manifest: Manifest, factors: Iterable[str]) -> str:
+    """The kinds of slots that a bundle has and factors need, for --slots."""
+    return ",".join(dict.fromkeys((*manifest.slots, *sorted(_OPTIONS[factor] for factor in factors))))
+
+
+def _no_site(module: str, update: LinearUpdate, manifest: Manifest) -> Problem:
     if module in manifest.modules:
+        slots = _slots_with(manifest, update.kinds)
+        needed = "--targets …" if manifest.sites else f"--slots {slots}"
         return Problem(
             Code.UNKNOWN_SITE,
             module,
             got="an adapter for this module",
             expected="a module with a slot",
-            cause="the bundle was built for other targets",
-            mend="adexport build BUNDLE --targets … (or --like ADAPTER)",
+            cause=f"the bundle was built for other {'targets' if manifest.sites else 'slots'}",
+            mend=f"adexport build BUNDLE {needed} (or --like ADAPTER)",
         )
     return Problem(
         Code.UNKNOWN_SITE,
-        " and ".join(tensors),
+        " and ".join(update.tensors),
         got="a module that the base does not have",
         expected=f"modules of {manifest.base.architecture}",
         cause=f"trained on another base than {manifest.base.name}",

@@ -173,6 +173,13 @@ class BottleneckForm(Schema):
         return frozenset({"down", "down_bias", "up", "up_bias", *self.norms})
 
     @property
+    def brief(self) -> str:
+        """What differs from the plainest form, for people."""
+        plain = BottleneckForm().model_dump()
+        differs = [f"{key}={value}" for key, value in self.model_dump().items() if value != plain[key]]
+        return f"({', '.join(differs) or 'plain'})"
+
+    @property
     def neutral(self) -> bool:
         """Whether zero weights leave the base as it is."""
         if self.norm_after != "none":
