@@ -1,6 +1,6 @@
 """The cases of ``tests/golden/adapterhub``: which adapter, on which base, and what is to become of it.
 
-Runs in the environment of ``adapterhub-requirements.txt``; ``make_adapterhub.py`` writes what stands here.
+Runs in the environment of ``requirements/adapterhub.txt``; ``make_adapterhub.py`` writes what stands here.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Runs in an environment of its own, since adapters needs transformers 4:
 
     python -m venv golden-venv
     golden-venv/bin/pip install torch==2.13.0
-    golden-venv/bin/pip install -r tests/golden/adapterhub-requirements.txt
+    golden-venv/bin/pip install -r requirements/adapterhub.txt
     golden-venv/bin/python tests/golden/make_adapterhub.py
 """
 
