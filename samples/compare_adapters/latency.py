@@ -16,7 +16,7 @@ from adexport_runtime import Engine
 from adexport_runtime.outputs import Outputs
 from adexport_runtime.tensors import Array
 
-ROWS, TOKENS, ROUNDS = 8, 128, 15
+ROWS, TOKENS, ROUNDS = 8, 128, 20
 #: rows of all families, in the bundle that has slots for all
 MIXED = "mixed"
 _PLAIN = "plain"

@@ -124,7 +124,7 @@ def run_mixed(base: str, bundle: Path, data: Mapping[str, Texts]) -> Logits:
     logits = {(family, domain): np.empty((TEST, len(LABELS)), np.float32) for family, domain, _ in rows}
     tenants = []
     started = time.perf_counter()
-    with Engine.open(bundle) as engine:
+    with Engine.open(bundle, spin=False) as engine:
         for batch in track(batches, "run mixed batches", console=terminal, transient=True):
             names = [family.adapter(domain) for family, domain, _ in batch]
             inputs = encode(tokenizer, [texts[row[1:]] for row in batch])
