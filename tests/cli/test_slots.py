@@ -185,3 +185,17 @@ def test_a_lowering_that_would_drop_an_adapter(headless: Path, tmp_path: Path) -
         assert all(problem["subject"].startswith("seq_bn: ") for problem in refused["problems"])
     assert (bundle / "manifest.json").read_bytes() == before
     assert not (tmp_path / "other.bundle").exists()
+
+
+def test_labels_that_peft_does_not_store(tmp_path: Path) -> None:
+    bundle, adapter = tmp_path / "heads.bundle", GOLDEN_PEFT / "bert-classifier" / "lora-5-labels"
+    made = run("build", GOLDEN_PEFT / "bases" / "bert-classifier", "-o", bundle, "--slots", "lora,head")
+    assert made.exit_code == 0, made.stderr
+    assert run_json("bind", adapter, "-b", bundle, "--name", "plain")["labels"] == [
+        f"LABEL_{index}" for index in range(5)
+    ]
+    named = run_json("bind", adapter, "-b", bundle, "--name", "named", "--labels", "a, b,c,d,e")
+    assert named["labels"] == ["a", "b", "c", "d", "e"]
+    wrong = run("bind", adapter, "-b", bundle, "--name", "wrong", "--labels", "a,b")
+    assert wrong.exit_code == 1
+    assert "2 names" in wrong.stderr

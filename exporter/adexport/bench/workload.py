@@ -51,6 +51,16 @@ def make_workload(
             )
         )
     problems += _batch_problems(manifest, seq)
+    if manifest.head is not None and not manifest.base.labels:
+        problems.append(
+            Problem(
+                Code.BAD_INPUT,
+                str(bundle.root),
+                got="a base without a head",
+                expected="a base that can be run alone",
+                mend="measure a bundle of --task feature-extraction",
+            )
+        )
     if rank > manifest.limits.max_rank:
         problems.append(
             Problem(Code.BAD_INPUT, "--rank", got=str(rank), expected=f"at most {manifest.limits.max_rank}")

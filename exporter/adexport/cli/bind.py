@@ -24,16 +24,20 @@ bundle_option = click.option(
 @click.argument("adapter", type=click.Path(path_type=Path))
 @bundle_option
 @click.option("--name", help="The tenant's id. Default: the name of the folder or file.")
+@click.option("--labels", help="Names, with commas, for the labels of the adapter's own head.")
 @click.option("--replace", is_flag=True, help="Take the place of an adapter of the same name.")
 @json_option
 @refusals()
-def bind(adapter: Path, bundle: Path | None, name: str | None, replace: bool, as_json: bool) -> None:
+def bind(
+    adapter: Path, bundle: Path | None, name: str | None, labels: str | None, replace: bool, as_json: bool
+) -> None:
     """Bind ADAPTER: a folder of PEFT or AdapterHub, its tensor file, or an already bound file.
 
     Needs no torch. What does not fit exactly is refused, and what was bound before stays.
     """
     opened = Bundle.open(bundle or Bundle.default())
-    bound = bind_into_bundle(opened, adapter, name, replace=replace)
+    names = None if labels is None else [label.strip() for label in labels.split(",")]
+    bound = bind_into_bundle(opened, adapter, name, labels=names, replace=replace)
     path = opened.adapter_path(bound.name)
     if as_json:
         print_json(

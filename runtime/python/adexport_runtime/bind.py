@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +29,19 @@ def default_name(path: Path) -> str:
     return path.stem
 
 
-def load_adapter(name: str, source: str | os.PathLike[str], bundle: Bundle) -> BoundAdapter:
+def load_adapter(
+    name: str,
+    source: str | os.PathLike[str],
+    bundle: Bundle,
+    labels: Sequence[str] | None = None,
+) -> BoundAdapter:
     """Read a bound or a foreign adapter and check it whole against a bundle.
 
     Args:
         name: the id to bind it under.
         source: a bound ``.safetensors``, or a folder of PEFT or AdapterHub, or its tensor file.
         bundle: read for its manifest, and for frozen weights where factors depend on them.
+        labels: names for the labels of the adapter's own head, which PEFT does not store.
 
     Raises:
         AdapterError: naming everything in it that does not fit.
@@ -42,8 +49,29 @@ def load_adapter(name: str, source: str | os.PathLike[str], bundle: Bundle) -> B
     check_name(name)
     path = Path(source)
     if path.is_file() and path.name != CONFIG_FILE and is_bound(peek_metadata(path)):
-        return BoundAdapter.from_file(read_tensors(path), bundle.manifest, name)
-    return bind_adapter(name, read_adapter(path), bundle)
+        adapter = BoundAdapter.from_file(read_tensors(path), bundle.manifest, name)
+    else:
+        adapter = bind_adapter(name, read_adapter(path), bundle)
+    return adapter if labels is None else _labelled(adapter, tuple(labels))
+
+
+def _labelled(adapter: BoundAdapter, labels: tuple[str, ...]) -> BoundAdapter:
+    """The adapter with other label names."""
+    head = adapter.head
+    if head is None or len(head.labels) != len(labels):
+        raise AdapterError(
+            f"{adapter.name} is not bound",
+            Problem(
+                Code.BAD_INPUT,
+                "labels",
+                got=f"{len(labels)} names",
+                expected="none: the adapter has no head of its own"
+                if head is None
+                else f"{len(head.labels)}, as the adapter's head has labels",
+                mend="give one name for each label, in the order of the logits",
+            ),
+        )
+    return dataclasses.replace(adapter, head=head.model_copy(update={"labels": labels}))
 
 
 def bind_into_bundle(
@@ -51,6 +79,7 @@ def bind_into_bundle(
     source: str | os.PathLike[str],
     name: str | None = None,
     *,
+    labels: Sequence[str] | None = None,
     replace: bool = False,
 ) -> BoundAdapter:
     """Bind an adapter and write it to ``BUNDLE/adapters/NAME.safetensors``, whole or not at all.
@@ -70,7 +99,7 @@ def bind_into_bundle(
                 mend="give --replace, or another --name",
             ),
         )
-    adapter = load_adapter(name, source, bundle)
+    adapter = load_adapter(name, source, bundle, labels)
     target.parent.mkdir(exist_ok=True)
     adapter.save(target)
     return adapter

@@ -102,7 +102,12 @@ class Engine:
         """The bundle's tokenizer, for inputs from text."""
         return TextEncoder(self.bundle)
 
-    def bind(self, name: str, source: str | os.PathLike[str] | None = None) -> None:
+    def bind(
+        self,
+        name: str,
+        source: str | os.PathLike[str] | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
         """Bind an adapter, or bind the name anew; runs under way keep what they have.
 
         Args:
@@ -110,13 +115,15 @@ class Engine:
             source: a folder of PEFT or AdapterHub, its tensor file, or a bound adapter's. None takes
                 what ``adexport bind`` wrote into the bundle under this name.
 
+            labels: names for the labels of the adapter's own head, which PEFT does not store.
+
         Raises:
             AdapterError: the adapter does not fit; what was bound before still serves.
             BundleError: its factors depend on frozen weights, and the bundle's cannot be read.
         """
         check_name(name)
         path = self.bundle.adapter_path(name) if source is None else Path(source)
-        row = self._load(name, path)
+        row = self._load(name, path, labels)
         self._bank.put(name, row.tensors, row.info)
 
     def unbind(self, name: str) -> None:
@@ -181,8 +188,8 @@ class Engine:
     def _bind_lazily(self, name: str, path: Path) -> None:
         self._bank.put_lazily(name, lambda: self._load(name, path))
 
-    def _load(self, name: str, path: Path) -> Row:
-        adapter = load_adapter(name, path, self.bundle)
+    def _load(self, name: str, path: Path, labels: Sequence[str] | None = None) -> Row:
+        adapter = load_adapter(name, path, self.bundle, labels)
         return Row(adapter.rows(self.bundle.manifest), adapter.head)
 
     def _labels(self, names: Sequence[str | None], lease: Lease) -> list[tuple[str, ...]]:
