@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,11 +23,20 @@ SLOTS = (
     SlotInput(name="s.lora_B", shape=("rows", "s.rank", 2)),
     SlotInput(name="t.lora_A", shape=("rows", 2, "t.rank")),
     SlotInput(name="t.lora_B", shape=("rows", "t.rank", 4)),
+    SlotInput(name="t.scale_out", shape=("rows", 4), identity="ones"),
+    SlotInput(name="t.bottleneck.down", shape=("rows", 4, "t.width")),
+    SlotInput(name="t.bottleneck.up", shape=("rows", "t.width", 4)),
+    SlotInput(name="t.bottleneck.code", shape=("rows",), dtype="int64"),
+    SlotInput(name="head.dense", shape=("rows", 4, "head.mid")),
+    SlotInput(name="head.deep", shape=("rows", "head.mid", "head.labels")),
+    SlotInput(name="head.out", shape=("rows", 4, "head.labels")),
+    SlotInput(name="head.code", shape=("rows",), dtype="int64"),
 )
+IDENTITY = {slot.name: int(slot.identity == "ones") for slot in SLOTS}
 
 
 def adapter(value: float, rank: int = 2, sites: str = "st") -> dict[str, np.ndarray]:
-    """All entries are ``value``; ``sites`` are those that it touches."""
+    """A LoRA whose entries are all ``value``; ``sites`` are those that it touches."""
     shapes = {"s": ((3, rank), (rank, 2)), "t": ((2, rank), (rank, 4))}
     tensors = {}
     for site in sites:
@@ -35,21 +45,60 @@ def adapter(value: float, rank: int = 2, sites: str = "st") -> dict[str, np.ndar
     return tensors
 
 
-def content(lease: Lease, name: str) -> dict[str, np.ndarray]:
-    """The weights in a leased row, without padding."""
-    found = {}
-    for key, array in lease.arrays.items():
-        part = array[lease.rows[name]]
-        kept = part[tuple(slice(int(index.max()) + 1 if index.size else 0) for index in np.nonzero(part))]
-        if kept.size:
-            found[key] = kept
-    return found
+def scale(value: float, size: int = 0) -> dict[str, np.ndarray]:
+    """An adapter that brings scales only; no size of it is ragged."""
+    del size
+    return {"t.scale_out": np.full(4, value, np.float32)}
 
 
-def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
-    return found.keys() == expected.keys() and all(
-        np.array_equal(found[key], expected[key]) for key in expected
+def bottleneck(value: float, width: int = 2) -> dict[str, np.ndarray]:
+    """An adapter that brings a bottleneck, and a code for its form."""
+    return {
+        "t.bottleneck.down": np.full((4, width), value, np.float32),
+        "t.bottleneck.up": np.full((width, 4), value, np.float32),
+        "t.bottleneck.code": np.array(value, np.int64),
+    }
+
+
+def head(value: float, labels: int = 2) -> dict[str, np.ndarray]:
+    """An adapter that brings a head: of two layers where the number of labels is even, else of one."""
+    layers = {"head.out": (4, labels)}
+    if labels % 2 == 0:
+        layers = {"head.dense": (4, labels + 1), "head.deep": (labels + 1, labels)}
+    tensors = {name: np.full(shape, value, np.float32) for name, shape in layers.items()}
+    return {**tensors, "head.code": np.array(value, np.int64)}
+
+
+#: every kind of adapter, by its value and a size; together, as a head beside a bottleneck
+FAMILIES: tuple[Callable[[float, int], dict[str, np.ndarray]], ...] = (
+    adapter,
+    lambda value, rank: adapter(value, rank, "s"),
+    lambda value, rank: adapter(value, rank, "t"),
+    scale,
+    bottleneck,
+    head,
+    lambda value, size: {**bottleneck(value, size), **head(value, 21 - size), **scale(value)},
+)
+
+
+def holds(lease: Lease, name: str, expected: dict[str, np.ndarray]) -> bool:
+    """Whether a leased row has these tensors, and the identity in all else."""
+    return all(
+        np.array_equal(array[lease.rows[name]], padded(expected.get(key), array.shape[1:], IDENTITY[key]))
+        for key, array in lease.arrays.items()
     )
+
+
+def padded(tensor: np.ndarray | None, shape: tuple[int, ...], identity: int) -> np.ndarray:
+    made = np.full(shape, identity, np.float64)
+    if tensor is not None:
+        made[tuple(slice(size) for size in tensor.shape)] = tensor
+    return made
+
+
+def neutral(lease: Lease) -> bool:
+    """Whether row 0 is the identity."""
+    return all((array[0] == IDENTITY[key]).all() for key, array in lease.arrays.items())
 
 
 def bank(rows: int | None = None, dtype: Any = np.float32) -> Bank:
@@ -59,7 +108,7 @@ def bank(rows: int | None = None, dtype: Any = np.float32) -> Bank:
 def test_an_empty_bank_is_the_identity() -> None:
     with bank().lease([]) as lease:
         assert lease.rows == {}
-        assert all(not array.any() for array in lease.arrays.values())
+        assert neutral(lease)
         assert lease.arrays["s.lora_A"].shape[1:] == (3, 0)
 
 
@@ -68,20 +117,23 @@ def test_rows_hold_what_was_put() -> None:
     made.put("a", adapter(1, rank=2))
     made.put("b", adapter(2, rank=9, sites="s"))
     with made.lease(["a", "b"]) as lease:
-        assert same(content(lease, "a"), adapter(1, rank=2))
-        assert same(content(lease, "b"), adapter(2, rank=9, sites="s"))
+        assert holds(lease, "a", adapter(1, rank=2))
+        assert holds(lease, "b", adapter(2, rank=9, sites="s"))
         assert sorted(lease.rows.values()) == [1, 2]
         assert lease.arrays["s.lora_A"].shape[2] == 16  # the rank, in steps of eight
         assert lease.arrays["t.lora_A"].shape[2] == 8
-        assert not any(array[0].any() for array in lease.arrays.values())
+        assert neutral(lease)
 
 
 def test_a_narrow_type_is_kept() -> None:
     made = bank(dtype=np.float16)
     made.put("a", adapter(0.1))
     with made.lease(["a"]) as lease:
-        assert {array.dtype for array in lease.arrays.values()} == {np.dtype(np.float16)}
-        assert content(lease, "a")["s.lora_A"][0, 0] == np.float16(0.1)
+        assert {array.dtype for key, array in lease.arrays.items() if "code" not in key} == {
+            np.dtype(np.float16)
+        }
+        assert {array.dtype for key, array in lease.arrays.items() if "code" in key} == {np.dtype(np.int64)}
+        assert lease.arrays["s.lora_A"][lease.rows["a"], 0, 0] == np.float16(0.1)
 
 
 def test_the_rank_shrinks_with_the_widest_adapter() -> None:
@@ -94,7 +146,7 @@ def test_the_rank_shrinks_with_the_widest_adapter() -> None:
     assert made.nbytes < wide
     with made.lease(["narrow"]) as lease:
         assert lease.arrays["s.lora_A"].shape[2] == 8
-        assert same(content(lease, "narrow"), adapter(1, rank=3))
+        assert holds(lease, "narrow", adapter(1, rank=3))
 
 
 def test_a_rebind_is_another_row_and_another_generation() -> None:
@@ -104,13 +156,13 @@ def test_a_rebind_is_another_row_and_another_generation() -> None:
     with made.lease(["a"]) as old:
         made.put("a", adapter(2))
         assert made.generations()["a"] > first
-        assert same(content(old, "a"), adapter(1))
+        assert holds(old, "a", adapter(1))
         with made.lease(["a"]) as new:
-            assert same(content(new, "a"), adapter(2))
+            assert holds(new, "a", adapter(2))
             assert new.rows["a"] != old.rows["a"] or new.arrays is not old.arrays
         made.put("a", adapter(3))
         made.drop("a")
-        assert same(content(old, "a"), adapter(1))
+        assert holds(old, "a", adapter(1))
 
 
 def test_rows_are_used_again() -> None:
@@ -159,7 +211,7 @@ class TestPaging:
         assert made.capacity == 2
         for value in (1, 7, 3, 5, 1, 2, 6, 4):
             with made.lease([f"n{value}"]) as lease:
-                assert same(content(lease, f"n{value}"), adapter(value, rank=value))
+                assert holds(lease, f"n{value}", adapter(value, rank=value))
         assert made.capacity == 2
 
     def test_the_least_recently_used_goes(self) -> None:
@@ -196,14 +248,14 @@ class TestPaging:
 
         def other() -> None:
             with made.lease(["b"]) as lease:
-                seen.append(same(content(lease, "b"), adapter(2)))
+                seen.append(holds(lease, "b", adapter(2)))
 
         with made.lease(["a"]) as lease:
             waiting = threading.Thread(target=other)
             waiting.start()
             waiting.join(0.2)
             assert waiting.is_alive()
-            assert same(content(lease, "a"), adapter(1))
+            assert holds(lease, "a", adapter(1))
         waiting.join(10)
         assert seen == [True]
 
@@ -219,11 +271,37 @@ class TestPaging:
             with pytest.raises(ValueError, match="damaged"), made.lease(["a", "bad"]):
                 pass
             with made.lease(["a"]) as lease:
-                assert same(content(lease, "a"), adapter(1))
+                assert holds(lease, "a", adapter(1))
         made.drop("bad")
         made.put("b", adapter(2))
         with made.lease(["a", "b"]) as lease:
-            assert same(content(lease, "b"), adapter(2))
+            assert holds(lease, "b", adapter(2))
+
+
+def widest(adapters: list[dict[str, np.ndarray]], symbol: str) -> int:
+    """The largest size that adapters give to a symbol."""
+    return max(
+        (
+            size
+            for tensors in adapters
+            for slot in SLOTS
+            if slot.name in tensors
+            for name, size in zip(slot.shape[1:], tensors[slot.name].shape, strict=True)
+            if name == symbol
+        ),
+        default=0,
+    )
+
+
+def test_a_row_forgets_the_kind_that_it_held() -> None:
+    """Scales of one, codes of zero and empty slots where another kind of adapter stood before."""
+    made = bank(rows=1)
+    for value in range(2, 30):
+        family = FAMILIES[value % len(FAMILIES)]
+        made.put("a", family(value, 1 + value % 9))
+        with made.lease(["a"]) as lease:
+            assert holds(lease, "a", family(value, 1 + value % 9))
+            assert neutral(lease)
 
 
 class BankMachine(RuleBasedStateMachine):
@@ -240,9 +318,9 @@ class BankMachine(RuleBasedStateMachine):
         self.open: list[tuple[Lease, dict[str, dict[str, np.ndarray]], Any]] = []
         self.value = 0
 
-    def next(self, rank: int, sites: str) -> dict[str, np.ndarray]:
+    def next(self, family: int, size: int) -> dict[str, np.ndarray]:
         self.value += 1
-        return adapter(self.value, rank, sites)
+        return FAMILIES[family](self.value, size)
 
     @precondition(lambda self: not self.model and not self.open)
     @rule(rows=st.sampled_from([None, 2, 3]))
@@ -250,17 +328,17 @@ class BankMachine(RuleBasedStateMachine):
         self.rows, self.bank = rows, bank(rows)
 
     names = st.sampled_from("abcde")
-    ranks = st.integers(1, 20)
-    sites = st.sampled_from(["s", "t", "st"])
+    sizes = st.integers(1, 20)
+    families = st.integers(0, len(FAMILIES) - 1)
 
-    @rule(name=names, rank=ranks, sites=sites)
-    def put(self, name: str, rank: int, sites: str) -> None:
-        self.model[name] = self.next(rank, sites)
+    @rule(name=names, family=families, size=sizes)
+    def put(self, name: str, family: int, size: int) -> None:
+        self.model[name] = self.next(family, size)
         self.bank.put(name, self.model[name])
 
-    @rule(name=names, rank=ranks, sites=sites)
-    def put_lazily(self, name: str, rank: int, sites: str) -> None:
-        tensors = self.model[name] = self.next(rank, sites)
+    @rule(name=names, family=families, size=sizes)
+    def put_lazily(self, name: str, family: int, size: int) -> None:
+        tensors = self.model[name] = self.next(family, size)
         self.bank.put_lazily(name, lambda: Row(tensors))
 
     @rule(name=names)
@@ -300,9 +378,21 @@ class BankMachine(RuleBasedStateMachine):
     def leased_rows_never_change(self) -> None:
         for lease, expected, _ in self.open:
             for name, tensors in expected.items():
-                assert same(content(lease, name), tensors)
-            for array in lease.arrays.values():
-                assert not array[0].any()
+                assert holds(lease, name, tensors)
+            assert neutral(lease)
+
+    @invariant()
+    def no_size_is_larger_than_needed(self) -> None:
+        """What a tenant pays for is as wide as the widest of those that are there, in steps of eight."""
+        if self.rows is not None:
+            return  # who is resident is the bank's own affair
+        waiting = {name for name, entry in self.bank._entries.items() if entry.row is None}
+        there = [tensors for name, tensors in self.model.items() if name not in waiting]
+        for slot in SLOTS:
+            for axis, size in enumerate(slot.shape[1:]):
+                if isinstance(size, str):
+                    found = self.bank._arrays[slot.name].shape[1 + axis]
+                    assert found == -(-widest(there, size) // 8) * 8
 
     @invariant()
     def the_names_are_those_of_the_model(self) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -406,3 +409,65 @@ def test_a_poisoned_factor_leaves_other_rows_bit_equal(stored: Path, factor: str
     for name, value in after.items():
         kept = [at for at in range(len(names)) if at != 1]
         np.testing.assert_array_equal(value[kept], before[name][kept])
+
+
+def test_few_rows_serve_every_kind(stored: Path, engine: Engine) -> None:
+    """Rows that held one kind hold another; sizes grow and shrink with what is resident."""
+    names = list(FAMILIES)
+    with Engine.open(stored, rows=2, threads=1) as paged:
+        for first, second in itertools.pairwise([*names, *names[::-1], *names[::5]]):
+            rows = [first, None, second, first]
+            expected, got = engine.run(BATCH, rows), paged.run(BATCH, rows)
+            assert got.labels == expected.labels
+            for row in range(4):
+                assert difference(got, expected, row, row) <= 1e-6, rows
+
+
+@pytest.mark.slow
+def test_threads_see_whole_adapters_of_any_kind(stored: Path) -> None:
+    """Eight threads run while a name is bound to kind after kind: tensors, codes and labels agree."""
+    names = list(FAMILIES)
+    one = {"input_ids": IDS[:1]}
+    batch = {"input_ids": IDS[:1].repeat(4, axis=0)}
+    ended = threading.Event()
+    errors: list[BaseException] = []
+    seen: set[int] = set()
+    with Engine.open(stored, rows=3, threads=1) as opened:
+        runs = [opened.run(one, name) for name in (*names, None)]
+        truth = np.stack([run["last_hidden_state"][0] for run in runs])
+        logits = [run.row(0)["logits"] for run in runs]
+        opened.bind("moving", FAMILIES["lora"])
+
+        def work(worker: int) -> None:
+            try:
+                while not ended.is_set():
+                    fixed = worker % len(names)
+                    outputs = opened.run(batch, [names[fixed], "moving", None, "moving"])
+                    found = []
+                    for row in range(4):
+                        distances = np.abs(truth - outputs["last_hidden_state"][row]).max(axis=(1, 2))
+                        near = np.flatnonzero(distances <= 1e-5)
+                        found.append(next(at for at in near if runs[at].labels[0] == outputs.labels[row]))
+                        np.testing.assert_allclose(
+                            outputs.row(row)["logits"], logits[found[row]], atol=1e-5
+                        )
+                    assert found[0] == fixed
+                    assert found[2] == len(names)
+                    assert found[1] == found[3]  # one run sees one generation
+                    seen.add(found[1])
+            except BaseException as error:
+                errors.append(error)
+                ended.set()
+
+        workers = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+        for worker in workers:
+            worker.start()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and not ended.is_set():
+            for source in FAMILIES.values():
+                opened.bind("moving", source)
+        ended.set()
+        for worker in workers:
+            worker.join()
+    assert not errors, errors[0]
+    assert len(seen) > 1

@@ -130,9 +130,11 @@ class Bank:
 
     def put_lazily(self, name: str, load: Callable[[], Row]) -> None:
         """Bind ``name`` to weights that are read when a run first asks for them."""
-        with self._writer, self._state:
-            self._forget(self._entries.get(name))
-            self._entries[name] = _Entry(name, next(self._generations), load, None)
+        with self._writer:
+            with self._state:
+                self._forget(self._entries.get(name))
+                self._entries[name] = _Entry(name, next(self._generations), load, None)
+            self._fit_sizes()
 
     def drop(self, name: str) -> None:
         """Unbind ``name``. Its row is free once no run holds it.
