@@ -335,6 +335,7 @@ class TestRows:
         outputs = engine.run(BATCH, names)
         counts = [len(labels) for labels in outputs.labels]
         assert counts[1] == counts[3] == 0
+        assert outputs["logits"].shape == (4, max(counts))
         assert counts[0] > 0
         assert counts[2] > 0
         for row, count in enumerate(counts):
@@ -351,6 +352,7 @@ class TestRows:
             empty.bind("lora", FAMILIES["lora"])
             assert empty.run(BATCH, ["lora", None, "lora", None])["logits"].shape == (4, 0)
             empty.bind("head", FAMILIES["two_layers"])
+            assert empty.run(BATCH)["logits"].shape == (4, 0)
             outputs = empty.run(BATCH, ["lora", None, "head", None])
             assert [len(outputs.row(row)["logits"]) for row in range(4)] == [
                 0,

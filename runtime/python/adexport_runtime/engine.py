@@ -19,7 +19,7 @@ from .bind import load_adapter
 from .bundle import Bundle
 from .errors import Code, Problem, RequestError
 from .names import check_name
-from .outputs import Outputs, mask_logits
+from .outputs import Outputs, cut_logits
 from .request import Adapters, check_adapters, check_inputs
 from .text import TextEncoder
 
@@ -166,7 +166,7 @@ class Engine:
             arrays = self._running.run(feeds, lease)
             labels = self._labels(names, lease)
         if manifest.head is not None:
-            mask_logits(arrays, labels)
+            cut_logits(arrays, labels)
         return Outputs(arrays, labels, classified=manifest.head is not None or bool(manifest.base.labels))
 
     def run_text(self, texts: Sequence[str], adapters: Adapters = None) -> Outputs:

@@ -15,8 +15,8 @@ class Outputs(dict[str, Array]):
     """The outputs by name, float32, the batch first.
 
     ``labels`` are the label names of each row: none for a row without a head, and for a model that
-    does not classify. Rows may have different heads: ``logits`` is as wide as the widest, and minus
-    infinity where a row has no label.
+    does not classify. Rows may have different heads: ``logits`` is as wide as the widest of the batch,
+    and minus infinity where a row has no label.
     """
 
     def __init__(
@@ -35,10 +35,15 @@ class Outputs(dict[str, Array]):
         return cut
 
 
-def mask_logits(arrays: dict[str, Array], labels: Iterable[tuple[str, ...]]) -> None:
-    """Put minus infinity where a row has no label, so that no argmax or softmax falls there."""
-    logits = arrays[LOGITS]
+def cut_logits(arrays: dict[str, Array], labels: Iterable[tuple[str, ...]]) -> None:
+    """Cut logits to the batch's widest head, and put minus infinity where a row has no label.
+
+    The graph's are as wide as the widest head that is resident, which is no caller's affair; and no
+    argmax or softmax must fall beyond a row's own labels.
+    """
     counts = np.array([len(names) for names in labels])
+    logits = np.ascontiguousarray(arrays[LOGITS][..., : counts.max()])
     beyond = np.arange(logits.shape[-1])[None, :] >= counts[:, None]
     if beyond.any():
         logits[np.broadcast_to(beyond if logits.ndim == 2 else beyond[:, None, :], logits.shape)] = -np.inf
+    arrays[LOGITS] = logits
