@@ -109,8 +109,8 @@ def bind_adapter(name: str, adapter: NeutralAdapter, bundle: Bundle) -> BoundAda
     """Fit neutral weights to the slots of a bundle.
 
     Raises:
-        AdapterError: naming every tensor, site and config key that does not fit.
-        BundleError: the adapter's factors depend on frozen weights, and the bundle's cannot be read.
+        AdapterError: naming every tensor, site and config key that does not fit, and the frozen weights
+            that its factors depend on and that cannot be read.
     """
     check_name(name)
     manifest = bundle.manifest

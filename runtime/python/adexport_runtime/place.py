@@ -14,7 +14,7 @@ from .adapters import (
     ReplacedLinear,
 )
 from .bundle import Bundle
-from .errors import AdapterError, Code, Problem
+from .errors import AdapterError, BundleError, Code, Problem
 from .fit import no_kind
 from .manifest import Manifest
 from .slots import BottleneckStyle, Head, HeadStyle, OwnHead, SlotInput
@@ -54,7 +54,7 @@ def fit_linears(fitted: Fitted, updates: Mapping[str, LinearUpdate], bundle: Bun
             continue
         try:
             weights = update.solve(lambda site=site: frozen.linear(site.weight, site.bias))  # type: ignore[misc]
-        except AdapterError as error:
+        except (AdapterError, BundleError) as error:  # gathered with what else is wrong
             fitted.problems += error.problems
             continue
         lacking = weights.kinds - site.linear.factors.keys()
