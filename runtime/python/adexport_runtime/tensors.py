@@ -83,7 +83,7 @@ def _not_safetensors(path: Path, content: bytes, error: Exception) -> Problem:
             got=kind,
             expected=expected,
             cause="the file was saved by torch.save",
-            mend="save it with safetensors (PEFT: save_pretrained(…, safe_serialization=True))",
+            mend="adexport convert FILE -o FOLDER (offline; needs torch)",
         )
     return Problem(
         Code.DAMAGED,

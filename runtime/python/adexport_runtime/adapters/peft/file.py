@@ -76,7 +76,7 @@ def weights_file(folder: Path) -> Path:
             got="a pickle",
             expected=WEIGHTS_FILE,
             cause="saved with safe_serialization=False, or by an old PEFT",
-            mend="load it with PEFT and save_pretrained(…, safe_serialization=True)",
+            mend="adexport convert FOLDER -o NEW (offline; needs torch)",
         ),
     )
 
