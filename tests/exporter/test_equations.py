@@ -204,7 +204,8 @@ def test_bottlenecks(
         weights = {
             name: randoms(random, *shapes.get(name, (FEATURES,))) for name in sorted(style.form.factors)
         }
-        rows.append({**weights, "code": np.array(code)})
+        codes = {"code": np.array(code)} if len(styles) > 1 else {}  # one style needs no code
+        rows.append({**weights, **codes})
     picked = source.draw(st.lists(st.integers(0, len(rows)), min_size=BATCH, max_size=BATCH))
     options = LowerOptions(bottlenecks=BottleneckOptions(taken, acts), guarded=guarded)
     slots, got = graph.run(options, rows, np.array(picked))
