@@ -139,12 +139,12 @@ def test_everything_wrong_is_named_at_once(data: Data) -> None:
     assert all(where in str(error) for _, where in wrong)
 
 
-@pytest.mark.parametrize("version", [0, 3, 99, "1", None, True, [1], {}, 1.5])
+@pytest.mark.parametrize("version", [0, 4, 99, "1", None, True, [1], {}, 1.5])
 def test_version(data: Data, version: object) -> None:
     error = refused({**data, "format_version": version, "surprise": 1})
     assert error.codes == {Code.VERSION}  # and not what a reader of version 1 thinks of the rest
     assert error.problems[0].got == repr(version)
-    assert error.problems[0].expected == "1 or 2"
+    assert error.problems[0].expected == "1 or 2 or 3"
 
 
 def test_no_version(data: Data) -> None:

@@ -43,9 +43,9 @@ __all__ = [
     "parse_manifest",
 ]
 
-FORMAT_VERSION: Final = 2
-#: version 1 had linear sites with lora_A and lora_B, and nothing that version 2 does not have
-READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION: Final = 3
+#: versions 1 and 2 had nothing that version 3 does not have
+READABLE_VERSIONS = (1, 2, 3)
 
 Dtype = Literal["fp32", "fp16", "bf16", "int64", "int32"]
 FloatDtype = Literal["fp32", "fp16", "bf16"]
@@ -139,7 +139,7 @@ class File(Schema):
 class Manifest(Schema):
     """Everything a runtime needs to know about a bundle."""
 
-    format_version: Literal[1, 2] = FORMAT_VERSION
+    format_version: Literal[1, 2, 3] = FORMAT_VERSION
     base: Base
     opset: Positive
     slots: tuple[SlotKind, ...]
