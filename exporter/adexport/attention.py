@@ -8,19 +8,20 @@ traced with transformers' own eager attention instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from .ops import ATTENTION, ATTENTION_MASK, DOMAIN
+from .windows import UNLIMITED, MaskFunction, Window, window_of
 
 IMPLEMENTATION = "adexport"
 FALLBACK = "eager"
 
 #: arguments of an attention call that change nothing once dropout is off and the mask is built
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     {
         "deterministic",
         "dropout",
@@ -31,19 +32,6 @@ _WITHOUT_EFFECT = frozenset(
         "use_cache",
     }
 )
-#: how far from a position a mask function is looked at; a window wider than that is no window
-_REACH = 1 << 20
-#: positions between which the shape of the mask is checked
-_PROBED = sorted({*range(24), *(2**k + d for k in range(5, 21) for d in (-1, 0, 1))})
-
-UNLIMITED = -1
-
-
-class _Window(NamedTuple):
-    """A query at ``q`` sees keys from ``q - before`` to ``q + after``."""
-
-    before: int
-    after: int
 
 
 class OpaqueAttention:
@@ -53,8 +41,8 @@ class OpaqueAttention:
         """Register with transformers; the last instance made is the one it calls."""
         self._surveying = False
         self._unsupported: list[str] = []
-        self._windows: list[_Window] = []
-        self._replay: Iterator[_Window] = iter(())
+        self._windows: list[Window] = []
+        self._replay: Iterator[Window] = iter(())
         AttentionInterface.register(IMPLEMENTATION, self._attend)
         AttentionMaskInterface.register(IMPLEMENTATION, self._mask)
 
@@ -98,7 +86,7 @@ class OpaqueAttention:
             self._unsupported += [
                 f"{name} passes {argument} to its attention"
                 for argument, given in kwargs.items()
-                if argument not in _WITHOUT_EFFECT and given is not None
+                if argument not in WITHOUT_EFFECT and given is not None
             ]
             if attention_mask is None and getattr(module, "is_causal", False):
                 self._unsupported.append(f"{name} is causal without a mask")
@@ -123,7 +111,7 @@ class OpaqueAttention:
         batch_size: int,
         q_length: int,
         kv_length: int,
-        mask_function: Callable[..., torch.Tensor],
+        mask_function: MaskFunction,
         attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> torch.Tensor | None:
@@ -133,7 +121,7 @@ class OpaqueAttention:
         """
         shape = (batch_size, 1, q_length, kv_length)
         if attention_mask is None:
-            if self._surveying and self._probe(mask_function) != _Window(UNLIMITED, UNLIMITED):
+            if self._surveying and self._probe(mask_function) != Window(UNLIMITED, UNLIMITED):
                 self._unsupported.append("the model builds a mask without a padding mask")
             return None
         if self._surveying:
@@ -150,21 +138,10 @@ class OpaqueAttention:
         )
         return mask
 
-    def _probe(self, mask_function: Callable[..., torch.Tensor]) -> _Window:
+    def _probe(self, mask_function: MaskFunction) -> Window:
         """The window of a mask; one that is no window is unsupported."""
-        zero, middle = torch.tensor(0), torch.tensor([[_REACH]])
-        distances = torch.arange(1, _REACH + 1)[None, :]
-
-        def reach(keys: torch.Tensor) -> int:
-            hidden = ~mask_function(zero, zero, middle, keys).expand(keys.shape)
-            return int(hidden.to(torch.int8).argmax()) if hidden.any() else UNLIMITED
-
-        window = _Window(reach(middle - distances), reach(middle + distances))
-        query, key = torch.tensor(_PROBED)[:, None], torch.tensor(_PROBED)[None, :]
-        expected = torch.ones(len(_PROBED), len(_PROBED), dtype=torch.bool)
-        for limit, distance in ((window.before, query - key), (window.after, key - query)):
-            if limit != UNLIMITED:
-                expected &= distance <= limit
-        if not torch.equal(mask_function(zero, zero, query, key).expand(expected.shape), expected):
+        window = window_of(mask_function)
+        if window is None:
             self._unsupported.append("the model's mask is no window")
+            return Window(UNLIMITED, UNLIMITED)
         return window

@@ -82,7 +82,8 @@ def build_model(
         BuildError: the model cannot be exported, or the export failed its check.
         AdapterError: an adapter in ``like``, or one bound in the bundle to be replaced, is refused.
     """
-    from .architectures import CLASSIFICATION, architecture_of, has_pooler
+    from .architectures import CLASSIFICATION, TEXT_GENERATION, architecture_of, has_pooler
+    from .generating import Generating, make_generating
     from .marks import HeadPlace
     from .model import load_model, model_fingerprint
     from .torch_reference import with_outputs
@@ -105,10 +106,14 @@ def build_model(
     architecture = architecture_of(loaded.config)
     inputs = architecture.inputs(loaded.model)
     outputs = architecture.outputs(loaded.model, loaded.task, loaded.untrained)
+    positions = architecture.max_positions
+    made = make_generating(loaded.model, positions) if loaded.task == TEXT_GENERATION else []
+    generating = made if isinstance(made, Generating) else None
+    positions = generating.positions if generating else positions
     trace = trace_model(
         loaded.model,
-        inputs,
-        outputs,
+        generating.inputs if generating else inputs,
+        generating.outputs if generating else outputs,
         opset,
         head=HeadPlace(
             architecture.head_feature(loaded.task), int(loaded.config.hidden_size), loaded.own_head
@@ -117,6 +122,7 @@ def build_model(
         else None,
         pooled=has_pooler(loaded.model, loaded.untrained),
         bottlenecks=architecture.bottlenecks,
+        cached=generating.attention if generating else None,
     )
     _refuse_untrained(loaded, trace.weights)
     places = Places.of(trace.graph, loaded.config.model_type, loaded.model.base_model_prefix)
@@ -125,7 +131,7 @@ def build_model(
     progress("compute the reference with torch")
     cases = with_outputs(
         loaded.model,
-        sample_batches(inputs, architecture.max_positions, loaded.pad_id),
+        sample_batches(inputs, positions, loaded.pad_id),
         [spec.name for spec in outputs],
         layer_features(trace.graph),
         bottleneck_features(trace.graph),
@@ -140,7 +146,7 @@ def build_model(
             alignment=64,
         )
         save_reference(part / REFERENCE_FILE, cases)
-        tokenizer = _save_tokenizer(loaded, part, architecture.max_positions)
+        tokenizer = _save_tokenizer(loaded, part, positions)
         manifest = Manifest(
             base=Base(
                 name=loaded.name,
@@ -151,7 +157,7 @@ def build_model(
                 task=loaded.task,
                 dtype=_dtype(options.dtype or "fp32"),
                 fingerprint=model_fingerprint(loaded.model, trace.weights),
-                max_positions=architecture.max_positions,
+                max_positions=positions,
                 labels=_labels(loaded),
             ),
             opset=opset,
@@ -160,6 +166,7 @@ def build_model(
             outputs=outputs,
             adapter_ids=None,
             sites=(),
+            generation=generating.generation if generating else None,
             limits=_limits(plan),
             modules=tuple(places.layers),
             weights=frozen_weights(part),
@@ -169,6 +176,7 @@ def build_model(
         )
         differences = _finish(part, manifest, plan, options.tolerance, output, progress)
     notes = [f"attention is traced in full: {reason}" for reason in trace.eager_reasons]
+    notes += [f"no generation, prompts only: {reason}" for reason in (() if isinstance(made, Generating) else made)]
     notes += [f"no bottleneck can go behind {path}: no addition follows" for path in trace.endless]
     return BuildResult(Bundle.open(output), differences, (*notes, *_plan_notes(plan)))
 
@@ -233,16 +241,17 @@ def _finish(
 
     progress("check it: ONNX checker, ONNX Runtime, parity with torch")
     cases = load_reference(part / REFERENCE_FILE)
-    differences = check_model(part / MODEL_FILE, trace, options, cases, tolerance)
+    differences = check_model(part / MODEL_FILE, trace, options, cases, tolerance, manifest.generation)
 
     finished = manifest.model_copy(
         update={
             "slots": plan.slots,
-            "adapter_ids": ADAPTER_IDS if lowered.slots else None,
+            "adapter_ids": ADAPTER_IDS if lowered.slots and lowered.slots.rows == "bank" else None,
             "sites": lowered.slots.sites,
             "bottlenecks": lowered.slots.bottlenecks,
             "head": lowered.slots.head,
             "guards": lowered.slots.guards,
+            "slot_rows": lowered.slots.rows,
             "outputs": tuple(_output(spec, manifest, plan) for spec in manifest.outputs),
             "files": files_of(part),
         }

@@ -12,10 +12,12 @@ import onnx_ir as ir
 
 from adexport_runtime import dtypes
 from adexport_runtime.backends.onnxruntime import open_session
+from adexport_runtime.caches import Generation
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.slots import BottleneckForm, BottleneckStyle, Guards, SlotInput
 from adexport_runtime.tensors import Array
 
+from .check_cached import run_cached
 from .lower import (
     ADAPTER_IDS,
     BottleneckOptions,
@@ -40,13 +42,19 @@ _STYLE = BottleneckStyle(form=BottleneckForm(), activation="relu")
 
 
 def check_model(
-    model: Path, trace: ir.Model, options: LowerOptions, cases: Mapping[str, Case], tolerance: float
+    model: Path,
+    trace: ir.Model,
+    options: LowerOptions,
+    cases: Mapping[str, Case],
+    tolerance: float,
+    generation: Generation | None = None,
 ) -> dict[str, float]:
     """Check a written ``model.onnx`` against the trace's reference.
 
     The trace is lowered once more with every slot that it can have, in float32, and compared with
-    torch; then the model is compared with that, with the reference adapters cut to its slots.
-    bfloat16, for which ONNX Runtime has no CPU kernels, is run in float32 on the rounded weights.
+    torch; then the model is compared with that, with the reference adapters cut to its slots. A graph
+    with caches runs every case at once, and token by token. bfloat16, for which ONNX Runtime has no CPU
+    kernels, is run in float32 on the rounded weights.
 
     Returns:
         The largest relative difference seen in each comparison.
@@ -57,13 +65,20 @@ def check_model(
     _check_onnx(model)
     with tempfile.TemporaryDirectory(prefix=".check.", dir=model.parent) as scratch:
         everything = lower(trace, _everything(trace))
-        full = _Runner(_written(everything.graph, Path(scratch) / "full.onnx"), everything.slots)
+        full = _Runner(
+            _written(everything.graph, Path(scratch) / "full.onnx"), everything.slots, generation=generation
+        )
         differences = {
             f"torch {name}": _difference(case, full.run(name, case), case.outputs)
             for name, case in cases.items()
         }
+        if generation is not None:
+            differences |= {
+                f"torch {name} in steps": _difference(case, full.run(name, case, steps=True), case.outputs)
+                for name, case in cases.items()
+            }
         _judge(differences, tolerance, "float32 with slots everywhere")
-        mine = _runner(model, trace, options, Path(scratch))
+        mine = _runner(model, trace, options, Path(scratch), generation)
         limit = max(tolerance, TOLERANCE[options.dtype])
         found = {}
         for name, case in cases.items():
@@ -87,17 +102,43 @@ def _everything(trace: ir.Model) -> LowerOptions:
 class _Runner:
     """A session of a lowered graph with the reference adapters in its banks."""
 
-    def __init__(self, path: Path, slots: Slotted, dtype: str = "fp32") -> None:
+    def __init__(
+        self, path: Path, slots: Slotted, dtype: str = "fp32", generation: Generation | None = None
+    ) -> None:
         self._session = open_session(path, threads=1)
         self._dtype = dtypes.NUMPY[dtype]
+        self._generation = generation
         self.slots = slots
 
-    def run(self, name: str, case: Case, only: _Runner | None = None) -> dict[str, Array]:
-        """A case; with ``only`` the adapters do what they can do there."""
-        feeds = dict(case.inputs)
+    def run(
+        self, name: str, case: Case, only: _Runner | None = None, *, steps: bool = False
+    ) -> dict[str, Array]:
+        """A case; with ``only`` the adapters do what they can do there.
+
+        ``steps``: a graph with caches takes half of each row at once, and the rest token by token.
+        """
+        feeds: dict[str, Array] = {}
         if self.slots:
             feeds |= self._banks(name, only or self)
-            feeds[ADAPTER_IDS] = case.adapters
+            if self.slots.rows == "bank":
+                feeds[ADAPTER_IDS] = case.adapters
+            else:
+                feeds = {key: bank[case.adapters] for key, bank in feeds.items()}
+        if self._generation is None:
+            return self._called(feeds | dict(case.inputs))
+        lengths = case.inputs["attention_mask"].sum(axis=1)
+        return {
+            "logits": run_cached(
+                lambda more: self._called(feeds | more),
+                self._generation,
+                self._dtype,
+                case.inputs["input_ids"],
+                lengths,
+                -(-lengths // 2) if steps else lengths,
+            )
+        }
+
+    def _called(self, feeds: dict[str, Array]) -> dict[str, Array]:
         names = [output.name for output in self._session.get_outputs()]
         try:
             return dict(zip(names, self._session.run(names, feeds), strict=True))
@@ -172,12 +213,15 @@ class _Runner:
         return bank
 
 
-def _runner(model: Path, trace: ir.Model, options: LowerOptions, scratch: Path) -> _Runner:
+def _runner(
+    model: Path, trace: ir.Model, options: LowerOptions, scratch: Path, generation: Generation | None
+) -> _Runner:
     lowered: Lowered = lower(trace, options)
     if options.dtype != "bf16":
-        return _Runner(model, lowered.slots, options.dtype)
+        return _Runner(model, lowered.slots, options.dtype, generation)
     widen_to_float32(lowered.graph, options.dtype)
-    return _Runner(_written(lowered.graph, scratch / "widened.onnx"), lowered.slots)
+    path = _written(lowered.graph, scratch / "widened.onnx")
+    return _Runner(path, lowered.slots, generation=generation)
 
 
 def _written(graph: ir.Model, path: Path) -> Path:

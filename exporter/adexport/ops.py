@@ -10,6 +10,9 @@ In the trace (target-free; ``runtime/FORMAT.md`` has the semantics):
 ``Attention(query, key, value, mask?) -> context``
     scaled dot-product attention on ``[batch, heads, seq, size]``; the result is
     ``[batch, seq, heads, size]``.
+``CachedAttention(query, key, value, past_key, past_value, lengths, past_lengths, cos?, sin?)``
+    the same with a KV cache, causal and within a window, rotary embedding inside; gives the context
+    and the caches with the new keys and values in them.
 
 ``Residual(h, x, weight?, bias?) -> y``
     the end of a sub-block: ``h + x``, behind it a LayerNorm if the op has its weights; the site of
@@ -32,6 +35,7 @@ VERSION = 1
 
 LINEAR = "Linear"
 ATTENTION = "Attention"
+CACHED_ATTENTION = "CachedAttention"
 ATTENTION_MASK = "AttentionMask"
 RESIDUAL = "Residual"
 HEAD = "Head"
@@ -39,3 +43,7 @@ LORA_ADD = "LoraAdd"
 ROW_SCALE = "RowScale"
 ROW_ADD = "RowAdd"
 ROW_LINEAR = "RowLinear"
+
+#: how the names of caches begin, as a graph takes them and gives them back
+PAST = "past."
+PRESENT = "present."

@@ -9,7 +9,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from adexport_runtime.manifest import Input, Output
 
 from .architectures import BottleneckRule
 from .attention import OpaqueAttention
+from .cached import CachedAttention
 from .lower.graph import Emitter
 from .marks import HeadPlace, emit_head, mark_residuals, with_base_output
 from .ops import DOMAIN, LINEAR, VERSION
@@ -33,7 +34,7 @@ from .slots.rewrite import traced_linears
 _ROOT = "adexport_root"
 
 #: sizes of the sample: at least 2 and all different, so that the exporter takes no two for one
-_SAMPLE = {"batch": 3, "seq": 11}
+_SAMPLE = {"batch": 3, "seq": 11, "room": 17, "wanted": 5}
 
 
 class _Wrapper(torch.nn.Module):
@@ -55,6 +56,56 @@ class _Wrapper(torch.nn.Module):
             own = results.get("logits")
             results["logits"] = emit_head(self._head, base.last_hidden_state, pooled, padding, own)
         return tuple(results[name] for name in self._outputs)
+
+
+class _CachedWrapper(torch.nn.Module):
+    """A model that generates, with its caches and the positions whose logits are wanted."""
+
+    def __init__(self, model: Any, attention: CachedAttention) -> None:
+        super().__init__()
+        self.adexport_root = model
+        self._attention = attention
+        for index, table in enumerate(attention.tables):
+            self.register_buffer(f"rotary_{index}_cos", table.cos)
+            self.register_buffer(f"rotary_{index}_sin", table.sin)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        ids, lengths, past_lengths, wanted, *past = inputs.values()
+        tables = [
+            (self.get_buffer(f"rotary_{index}_cos"), self.get_buffer(f"rotary_{index}_sin"))
+            for index in range(len(self._attention.tables))
+        ]
+        positions = past_lengths[:, None] + torch.arange(ids.shape[1])[None]
+
+        def forward() -> Any:
+            return self.adexport_root(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                position_ids=positions,
+                use_cache=False,
+                return_dict=True,
+            )
+
+        # the largest product of a step is that of the vocabulary: only where somebody reads it
+        head = self.adexport_root.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda _, args: (_positions_of(args[0], wanted),))
+        try:
+            result, present = self._attention.run(forward, past, lengths, past_lengths, tables)
+        finally:
+            handle.remove()
+        return (result.logits, *present)
+
+
+def _positions_of(hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """``[batch, seq, features]`` at ``wanted`` ``[batch, n]``: ``[batch, n, features]``."""
+    picked: torch.Tensor = torch.onnx.ops.symbolic(
+        "GatherND",
+        (hidden, wanted[:, :, None]),
+        {"batch_dims": 1},
+        dtype=hidden.dtype,
+        shape=(*wanted.shape, hidden.shape[-1]),
+    )
+    return picked
 
 
 @dataclass(frozen=True)
@@ -79,6 +130,7 @@ def trace_model(
     head: HeadPlace | None = None,
     pooled: bool = False,
     bottlenecks: BottleneckRule | None = None,
+    cached: CachedAttention | None = None,
 ) -> Trace:
     """Trace a model once.
 
@@ -90,19 +142,27 @@ def trace_model(
         head: where heads go; None for tasks without.
         pooled: heads may read the base's pooled output.
         bottlenecks: where the family's sub-blocks end.
+        cached: attention with a cache, which has surveyed the model; then ``inputs`` and ``outputs``
+            are those of :mod:`adexport.generating`.
 
     Raises:
         BuildError: torch cannot export the model.
     """
     sample = {spec.name: _sample(spec) for spec in inputs}
     before = model.config._attn_implementation
-    attention = OpaqueAttention()
-    with torch.no_grad():
-        reasons = attention.survey(model, lambda: model(**sample))
+    reasons: list[str] = []
+    module: torch.nn.Module
+    attention: AbstractContextManager[None]
+    if cached is not None:
+        module, attention = _CachedWrapper(model, cached), cached.tracing(model)
+    else:
+        module, attention = _Wrapper(model, [spec.name for spec in outputs], head, pooled), nullcontext()
+        with torch.no_grad():
+            reasons = OpaqueAttention().survey(model, lambda: model(**sample))
     try:
-        with traced_linears(model), _quiet():
+        with attention, traced_linears(model), _quiet():
             program = torch.onnx.export(
-                _Wrapper(model, [spec.name for spec in outputs], head, pooled),
+                module,
                 (),
                 kwargs={"inputs": sample},
                 dynamic_shapes={"inputs": {spec.name: _dynamic(spec) for spec in inputs}},
@@ -175,7 +235,7 @@ def _sample(spec: Input) -> torch.Tensor:
     if spec.fill is not None:
         return torch.full(shape, spec.fill, dtype=torch.int64)
     assert spec.high is not None
-    return torch.arange(1, 1 + shape[0] * shape[1]).reshape(shape) % (spec.high + 1)
+    return torch.arange(1, 1 + math.prod(shape)).reshape(shape) % (spec.high + 1)
 
 
 def _dynamic(spec: Input) -> dict[int, Any]:

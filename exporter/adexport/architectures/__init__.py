@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from .albert import Albert
-from .base import CLASSIFICATION, TEXT_CLASSIFICATION, Architecture, BottleneckRule, has_pooler, is_bare
+from .base import (
+    CLASSIFICATION,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    Architecture,
+    BottleneckRule,
+    has_pooler,
+    is_bare,
+)
 from .bert import Bert, DebertaV2, Electra
 from .decoder import GPT2, Decoder, Gemma
 from .distilbert import DistilBert
@@ -21,6 +29,7 @@ from .vit import ViT
 __all__ = [
     "CLASSIFICATION",
     "TEXT_CLASSIFICATION",
+    "TEXT_GENERATION",
     "Architecture",
     "BottleneckRule",
     "architecture_of",

@@ -1,7 +1,7 @@
 """Precision: a float32 graph computes in float16 or bfloat16.
 
 Requires a graph without opaque ops. Ensures that weights, slot inputs and all arithmetic are of
-the chosen type, and that the graph's outputs stay float32.
+the chosen type, and that the graph's outputs stay float32, but for caches.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _TYPES = {
 }
 
 
-def lower_precision(model: ir.Model, dtype: str) -> None:
-    """Convert ``model`` in place; ``fp32`` leaves it as it is.
+def lower_precision(model: ir.Model, dtype: str, kept: Callable[[str], bool] = lambda _: False) -> None:
+    """Convert ``model`` in place; ``fp32`` leaves it as it is. Outputs that are ``kept`` stay converted.
 
     Raises:
         BuildError: naming every frozen weight that would overflow.
@@ -38,7 +38,7 @@ def lower_precision(model: ir.Model, dtype: str) -> None:
         return np.clip(array, -limit, limit).astype(dtypes.NUMPY[dtype])
 
     _retype(model.graph, _TYPES["fp32"], _TYPES[dtype], rounded)
-    _keep_outputs_float32(model.graph, _TYPES[dtype])
+    _keep_outputs_float32(model.graph, _TYPES[dtype], kept)
 
 
 def widen_to_float32(model: ir.Model, dtype: str) -> None:
@@ -94,9 +94,9 @@ def _retype(
                 output.type = ir.TensorType(target)
 
 
-def _keep_outputs_float32(graph: ir.Graph, computed: ir.DataType) -> None:
+def _keep_outputs_float32(graph: ir.Graph, computed: ir.DataType, kept: Callable[[str], bool]) -> None:
     for index, output in enumerate(list(graph.outputs)):
-        if output.dtype != computed:
+        if output.dtype != computed or kept(str(output.name)):
             continue
         name, output.name = output.name, f"{output.name}.{computed.name.lower()}"
         cast = ir.node("Cast", [output], attributes={"to": int(ir.DataType.FLOAT)})

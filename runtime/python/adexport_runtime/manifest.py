@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from .caches import Generation
 from .errors import BundleError, Code, Problem
 from .files import DuplicateKeyError, load_json
 from .schema import Positive, Schema
@@ -58,6 +59,8 @@ Task = Literal[
 ]
 #: tasks whose bundles can have head slots
 HEAD_TASKS: Final = ("text-classification", "token-classification", "image-classification")
+#: what the rows of slot inputs are: adapters, which ``adapter_ids`` picks; or the batch's own rows
+SlotRows = Literal["bank", "batch"]
 Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 RelativePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
 
@@ -150,6 +153,8 @@ class Manifest(Schema):
     bottlenecks: Bottlenecks | None = None
     head: Head | None = None
     guards: Guards | None = None
+    slot_rows: SlotRows = "bank"
+    generation: Generation | None = None
     limits: Limits
     modules: tuple[str, ...]
     weights: tuple[FrozenWeight, ...] = ()
@@ -161,8 +166,11 @@ class Manifest(Schema):
     def _consistent(self) -> Manifest:
         wrong = []
         slotted = bool(self.sites) or self.bottlenecks is not None or self.head is not None
-        if slotted != (self.adapter_ids is not None) or slotted != bool(self.slots):
+        picked = slotted and self.slot_rows == "bank"
+        if picked != (self.adapter_ids is not None) or slotted != bool(self.slots):
             wrong.append("sites, slots and adapter_ids must be there together or not at all")
+        if self.generation is not None and self.base.task != "text-generation":
+            wrong.append("generation belongs to text-generation alone")
         for kind, there in self._kinds().items():
             if there != (kind in self.slots):
                 wrong.append(f"slots must name {kind} if and only if there are such slots")
@@ -172,9 +180,10 @@ class Manifest(Schema):
                 wrong.append("a site is listed twice")
         names = [i.name for i in self.inputs] + [i.name for i in self.slot_inputs]
         names += [self.adapter_ids] if self.adapter_ids is not None else []
+        names += self.generation.inputs if self.generation is not None else ()
         if len(set(names)) != len(names):
             wrong.append("an input is listed twice")
-        for part in (*self.sites, self.bottlenecks, self.head, self.guards):
+        for part in (*self.sites, self.bottlenecks, self.head, self.guards, self.generation):
             wrong += part.faults() if part is not None else []
         if wrong:
             raise ValueError("; ".join(wrong))
