@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from samples.smollm2 import smollm2_folder
 from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
 
 from adexport.build import build_model
@@ -120,3 +121,9 @@ def minilm_bundle(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     target = tmp_path_factory.mktemp("bundles") / "minilm.bundle"
     build_model(str(minilm), target)
     return target
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A transformers folder of SmolLM2-135M-Instruct, float32, with its tokenizer and chat template."""
+    return smollm2_folder()
