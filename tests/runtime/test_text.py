@@ -68,3 +68,39 @@ def test_a_bundle_without_a_tokenizer(tiny_bundle: Path) -> None:
     with pytest.raises(BundleError) as caught:
         TextEncoder(Bundle.open(tiny_bundle))
     assert caught.value.codes == {Code.ABSENT}
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_of_one_text(minilm_bundle: Path, minilm: Path, text: str, special: bool) -> None:
+    found = TextEncoder(Bundle.open(minilm_bundle)).ids(text, special_tokens=special)
+    reference = AutoTokenizer.from_pretrained(minilm)
+    assert found == reference(text, add_special_tokens=special)["input_ids"]
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(602, True), (None, True), (601, False), (7, False)])
+def test_ids_are_never_cut(with_limit, limit: int | None, fits: bool) -> None:
+    encoder = with_limit(limit)
+    if fits:
+        assert len(encoder.ids("word " * 600)) == 602
+        return
+    with pytest.raises(RequestError) as caught:
+        encoder.ids("word " * 600)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.got) == (Code.BAD_INPUT, "602 tokens")
+    assert problem.expected == f"at most {limit}"
+
+
+def test_ids_and_batches_do_not_disturb_each_other(with_limit) -> None:
+    encoder = with_limit(7)
+    batch = encoder(["word " * 600, "a"])["input_ids"]
+    assert encoder.ids("a") == [101, 1037, 102]
+    np.testing.assert_array_equal(encoder(["word " * 600, "a"])["input_ids"], batch)
+    assert batch.shape == (2, 7)
+
+
+@pytest.mark.parametrize("text", [None, 7, b"a", ["a"], "lone \ud800 surrogate"])
+def test_ids_of_what_is_no_text(minilm_bundle: Path, text: object) -> None:
+    with pytest.raises(RequestError) as caught:
+        TextEncoder(Bundle.open(minilm_bundle)).ids(text)  # type: ignore[arg-type]
+    assert caught.value.codes == {Code.BAD_INPUT}

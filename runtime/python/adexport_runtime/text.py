@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +43,9 @@ class TextEncoder:
                 Problem(Code.PACKAGE_MISSING, "tokenizers", mend="pip install adexport[cpu]"),
             ) from error
         self._inputs = [spec.name for spec in bundle.manifest.inputs]
-        self._tokenizer = Tokenizer.from_file(str(bundle.root / spec.file))
+        self._load: Callable[[], Any] = partial(Tokenizer.from_file, str(bundle.root / spec.file))
+        self._max_length = spec.max_length
+        self._tokenizer = self._load()
         self._tokenizer.enable_padding(pad_id=spec.pad_id, pad_token=spec.pad_token)
         if spec.max_length is None:
             self._tokenizer.no_truncation()  # whatever the file says: nothing is cut unseen
@@ -67,7 +71,54 @@ class TextEncoder:
         }
         return {name: np.array(values, np.int64) for name, values in fields.items() if name in self._inputs}
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The bundle's ``tokenizers.Tokenizer``, that neither pads nor truncates; not to be changed."""
+        # one of its own: padding and truncation are state of a tokenizer, and calls come from many threads
+        tokenizer = self._load()
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    def ids(self, text: str, special_tokens: bool = True) -> list[int]:
+        """The token ids of one text, whole; for no text there may be none.
+
+        ``special_tokens``: add those that the tokenizer puts around a text. What a chat template renders
+        has its own.
+
+        Raises:
+            RequestError: this is no text, or it is longer than the model takes.
+        """
+        if not isinstance(text, str) or not _is_unicode(text):
+            raise RequestError(
+                "the text does not fit",
+                Problem(Code.BAD_INPUT, "text", got=repr(text)[:80], expected="a string of Unicode text"),
+            )
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special_tokens).ids
+        if self._max_length is not None and len(ids) > self._max_length:
+            raise RequestError(
+                "the text does not fit",
+                Problem(
+                    Code.BAD_INPUT,
+                    "text",
+                    got=f"{len(ids)} tokens",
+                    expected=f"at most {self._max_length}",
+                    cause="a text longer than the model's context",
+                    mend="shorten it",
+                ),
+            )
+        return ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there is no lone surrogate, which no UTF-8 has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
