@@ -108,7 +108,7 @@ def build_model(
     outputs = architecture.outputs(loaded.model, loaded.task, loaded.untrained)
     positions = architecture.max_positions
     made = make_generating(loaded.model, positions) if loaded.task == TEXT_GENERATION else []
-    generating = made if isinstance(made, Generating) else None
+    generating, reasons = (made, []) if isinstance(made, Generating) else (None, made)
     positions = generating.positions if generating else positions
     trace = trace_model(
         loaded.model,
@@ -176,7 +176,7 @@ def build_model(
         )
         differences = _finish(part, manifest, plan, options.tolerance, output, progress)
     notes = [f"attention is traced in full: {reason}" for reason in trace.eager_reasons]
-    notes += [f"no generation, prompts only: {reason}" for reason in (() if isinstance(made, Generating) else made)]
+    notes += [f"no generation, prompts only: {reason}" for reason in reasons]
     notes += [f"no bottleneck can go behind {path}: no addition follows" for path in trace.endless]
     return BuildResult(Bundle.open(output), differences, (*notes, *_plan_notes(plan)))
 

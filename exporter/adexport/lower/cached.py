@@ -15,7 +15,7 @@ from .graph import Emitter, constant, opaque
 
 _MICROSOFT = "com.microsoft"
 _SPLIT = (0, 2, 1, 3)
-#: the rotary embedding of the attention itself wants heads that are a multiple of this
+#: the rotary embedding of the attention itself wants heads, and what it rotates, in multiples of this
 _ROTARY_STEP = 16
 
 
@@ -71,7 +71,7 @@ def _lower_one(graph: ir.Graph, node: ir.Node, positions: _Positions) -> None:
     assert context.shape is not None
     size = context.shape[3]
     assert isinstance(size, int)
-    if cos is not None and size % _ROTARY_STEP:
+    if cos is not None and (size % _ROTARY_STEP or 2 * _half(cos) % _ROTARY_STEP):
         query, key = (
             _rotated(emit, given, number, positions, cos, sin)
             for given, number in ((query, heads), (key, kv_heads))
@@ -109,9 +109,6 @@ def _rotated(
     sin: ir.Value | None,
 ) -> ir.Value:
     """Rotary embedding by an op of its own, on ``[batch, seq, heads * size]``."""
-    assert cos.shape is not None
-    half = cos.shape[1]
-    assert isinstance(half, int)
     return emit(
         "RotaryEmbedding",
         flat,
@@ -120,8 +117,16 @@ def _rotated(
         sin,
         domain=_MICROSOFT,
         num_heads=heads,
-        rotary_embedding_dim=2 * half,
+        rotary_embedding_dim=2 * _half(cos),
     )
+
+
+def _half(table: ir.Value) -> int:
+    """How many angles a position has."""
+    assert table.shape is not None
+    half = table.shape[1]
+    assert isinstance(half, int)
+    return half
 
 
 def _flat(emit: Emitter, graph: ir.Graph, value: ir.Value | None) -> ir.Value:

@@ -20,6 +20,7 @@ from .errors import (
     RequestError,
     UnknownAdapterError,
 )
+from .generation import Generated, Sampling, Session, Stream
 from .manifest import Manifest
 from .outputs import Outputs
 
@@ -34,11 +35,15 @@ __all__ = [
     "Code",
     "DependencyError",
     "Engine",
+    "Generated",
     "Manifest",
     "Outputs",
     "Problem",
     "ProviderError",
     "RequestError",
+    "Sampling",
+    "Session",
+    "Stream",
     "UnknownAdapterError",
     "bind_into_bundle",
     "load_adapter",

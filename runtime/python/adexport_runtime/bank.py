@@ -55,15 +55,29 @@ class _Entry:
 class Lease:
     """The rows that a run may read, and the arrays to read them from.
 
-    ``infos`` is what each name was bound with. ``layout`` changes when arrays are replaced,
-    ``revision`` whenever anything was written.
+    ``infos`` is what each name was bound with, ``sizes`` its own ragged sizes. ``layout`` changes when
+    arrays are replaced, ``revision`` whenever anything was written.
     """
 
     rows: Mapping[str, int]
     infos: Mapping[str, Any]
+    sizes: Mapping[str, Mapping[str, int]]
     arrays: Tensors
     layout: int
     revision: int
+
+    def tensors(self, slots: Mapping[str, Sequence[str | int]], name: str) -> Tensors:
+        """The tensors of one name, without the dimension of rows: views, good while the lease is held.
+
+        ``slots`` are the shapes of the slot inputs without the rows.
+        """
+        row, sizes = self.rows[name], self.sizes[name]
+        return {
+            slot: self.arrays[slot][row, ...][
+                tuple(slice(size if isinstance(size, int) else sizes.get(size, 0)) for size in shape)
+            ]
+            for slot, shape in slots.items()
+        }
 
 
 class Bank:
@@ -111,6 +125,15 @@ class Bank:
         """The bound names with the generation of each: a rebind is a new generation."""
         with self._state:
             return {name: entry.generation for name, entry in self._entries.items()}
+
+    def check(self, names: Iterable[str]) -> None:
+        """See whether all names are bound.
+
+        Raises:
+            UnknownAdapterError: naming every name that is not.
+        """
+        with self._state:
+            self._resolve(names)
 
     def put(self, name: str, tensors: Tensors, info: Any = None) -> None:
         """Bind ``name`` (again). Runs that have leased the earlier row finish on it.
@@ -177,7 +200,8 @@ class Bank:
                 self._leases[row] += 1
                 entries[name].used = next(self._ticks)
             infos = {name: entry.info for name, entry in entries.items()}
-            return Lease(rows, infos, self._arrays, self._layout, self._revision)
+            sizes = {name: dict(entry.sizes) for name, entry in entries.items()}
+            return Lease(rows, infos, sizes, self._arrays, self._layout, self._revision)
 
     def _lease_paged(self, wanted: set[str]) -> Lease:
         """Bring in what is not resident, then lease; one paging run at a time."""
@@ -271,10 +295,10 @@ class Bank:
     def _write(self, entry: _Entry, row: int) -> None:
         """Fill an idle row, then publish it (under ``_writer``; the row is nobody's meanwhile)."""
         assert entry.tensors is not None
-        entry.sizes = _sizes_of(self._slots, entry.tensors)
+        entry.sizes = sizes_of(self._slots, entry.tensors)
         needed = {symbol: max(size, entry.sizes.get(symbol, 0)) for symbol, size in self._sizes.items()}
         if needed != self._sizes:
-            self._reshape(_rounded(needed), len(self._leases))
+            self._reshape(rounded_sizes(needed), len(self._leases))
         for name, array in self._arrays.items():
             array[row] = self._identity[name]
             tensor = entry.tensors.get(name)
@@ -294,8 +318,8 @@ class Bank:
         widest = {
             symbol: max((sizes.get(symbol, 0) for sizes in resident), default=0) for symbol in self._sizes
         }
-        if _rounded(widest) != self._sizes:
-            self._reshape(_rounded(widest), len(self._leases))
+        if rounded_sizes(widest) != self._sizes:
+            self._reshape(rounded_sizes(widest), len(self._leases))
 
     def _reshape(self, sizes: dict[str, int], rows: int) -> None:
         """Replace the arrays by ones of other sizes, with the content of all resident rows."""
@@ -324,11 +348,12 @@ def _symbols(shape: Iterable[str | int]) -> list[str]:
     return [size for size in shape if isinstance(size, str)]
 
 
-def _rounded(sizes: Mapping[str, int]) -> dict[str, int]:
+def rounded_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Ragged sizes as arrays have them."""
     return {symbol: -(-size // _STEP) * _STEP for symbol, size in sizes.items()}
 
 
-def _sizes_of(slots: Mapping[str, Sequence[str | int]], tensors: Tensors) -> dict[str, int]:
+def sizes_of(slots: Mapping[str, Sequence[str | int]], tensors: Tensors) -> dict[str, int]:
     """The size that the tensors give to every symbol."""
     sizes: dict[str, int] = {}
     for name, tensor in tensors.items():

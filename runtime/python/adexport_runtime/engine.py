@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,16 +13,24 @@ from typing import Any
 import numpy as np
 
 from . import dtypes
-from .backends import Backend
+from .backends import Backend, Binding
 from .backends.onnxruntime import OnnxRuntimeBackend
 from .bank import IDENTITY_ROW, Bank, Lease, Row
+from .batch_rows import BatchRows
 from .bind import load_adapter
 from .bundle import Bundle
+from .caches import Generation
 from .errors import Code, Problem, RequestError
+from .generation import Batch, Generated, Generator, Prompt, Request, Sampling, Session, WhenFull
+from .generation.settings import SEEDS
 from .names import check_name
-from .outputs import Outputs, cut_logits
-from .request import Adapters, check_adapters, check_inputs
+from .outputs import LOGITS, Outputs, cut_logits
+from .request import Adapters, check_adapters, check_inputs, check_size, prompt_lengths
+from .tensors import Array
 from .text import TextEncoder
+
+#: of a step, unless said otherwise
+PROMPT_TOKENS = 512
 
 
 class Engine:
@@ -157,6 +166,8 @@ class Engine:
         feeds = check_inputs(inputs, manifest)
         batch = next(iter(feeds.values())).shape[0]
         names = check_adapters(adapters, batch, manifest)
+        if manifest.generation is not None:
+            return self._run_prompts(manifest.generation, feeds, names)
         with self._bank.lease({name for name in names if name is not None}) as lease:
             if manifest.adapter_ids is not None:
                 ids = [IDENTITY_ROW if name is None else lease.rows[name] for name in names]
@@ -173,6 +184,97 @@ class Engine:
         """Run texts, tokenized with the bundle's tokenizer. See :meth:`run`."""
         return self.run(self.text(texts), adapters)
 
+    def generate(
+        self,
+        prompts: str | Sequence[Prompt],
+        adapters: Adapters = None,
+        *,
+        max_batch: int = 8,
+        on_text: Callable[[int, str], None] | None = None,
+        **settings: Any,
+    ) -> list[Generated]:
+        """Continue prompts, all in one batch, with an adapter for each.
+
+        A prompt that fails while it runs has its error in its own result; the others go on.
+
+        Args:
+            prompts: for each row a text, token ids, or chat messages (``{"role": …, "content": …}``).
+            adapters: as in :meth:`run`. A row keeps the weights that it started with.
+            max_batch: rows that decode at once; more prompts wait for a free one.
+            on_text: called with a row's number and the next piece of its text, as it becomes certain.
+            settings: as in :class:`~adexport_runtime.Sampling`; row ``i`` takes the seed ``seed + i``.
+
+        Raises:
+            RequestError: a prompt, adapters or settings that do not fit, before anything runs.
+            BundleError: the bundle does not generate.
+        """
+        rows: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+        names = check_adapters(adapters, len(rows), self.bundle.manifest)
+        asked = Sampling(**settings)
+        room = self._room(None)
+        results: dict[int, Generated] = {}
+        requests = []
+        for row, (prompt, name) in enumerate(zip(rows, names, strict=True)):
+            seed = None if asked.seed is None else (asked.seed + row) % SEEDS
+            request = self.generator.request(prompt, name, replace(asked, seed=seed), room)
+            request.on_end = partial(results.__setitem__, row)
+            if on_text is not None:
+                request.on_text = partial(on_text, row)
+            requests.append(request)
+        self._bank.check({name for name in names if name is not None})
+        if requests:
+            batch = self._batch(
+                min(check_size("max_batch", max_batch), len(requests)),
+                max(len(request.ids) + request.limit for request in requests),
+            )
+            for request in requests:
+                batch.add(request)
+            while batch.step():
+                pass
+        return [results[row] for row in range(len(rows))]
+
+    def session(
+        self,
+        max_batch: int = 8,
+        max_tokens: int | None = None,
+        *,
+        when_full: WhenFull = "wait",
+        prompt_tokens: int = PROMPT_TOKENS,
+    ) -> Session:
+        """Open a session that accepts requests while others decode. Close it, or use it with ``with``.
+
+        Args:
+            max_batch: rows that decode at once.
+            max_tokens: the longest request, prompt and continuation together; None: the model's
+                positions. The KV caches take ``max_batch * max_tokens`` tokens (``session.nbytes``).
+            when_full: requests that find no free row ``wait`` for one, or are refused.
+            prompt_tokens: the most that a step takes in of prompts: how long texts under way may wait.
+
+        Raises:
+            RequestError: a size is out of range.
+            BundleError: the bundle does not generate.
+        """
+        rows = check_size("max_batch", max_batch)
+        generator, room = self.generator, self._room(max_tokens)
+        if when_full not in ("wait", "refuse"):
+            raise RequestError(
+                "the session is not opened",
+                Problem(Code.BAD_INPUT, "when_full", got=repr(when_full), expected="wait or refuse"),
+            )
+
+        def prepare(prompt: object, adapter: str | None, settings: dict[str, Any]) -> Request:
+            (name,) = check_adapters([adapter], 1, self.bundle.manifest)
+            self._bank.check([] if name is None else [name])
+            return generator.request(prompt, name, Sampling(**settings), room)
+
+        batch = self._batch(rows, room, check_size("prompt_tokens", prompt_tokens))
+        return Session(batch, prepare, rows, when_full)
+
+    @cached_property
+    def generator(self) -> Generator:
+        """What makes requests of prompts."""
+        return Generator(self.bundle)
+
     def close(self) -> None:
         """Free the session. A closed engine refuses to run."""
         if self._backend is not None:
@@ -184,6 +286,51 @@ class Engine:
         if self._backend is None:
             raise RequestError("the engine is closed", Problem(Code.CLOSED, str(self.bundle.root)))
         return self._backend
+
+    def _room(self, max_tokens: int | None) -> int:
+        """Tokens of a request's row."""
+        limit = self.bundle.manifest.base.max_positions
+        assert self.generator is not None
+        assert limit is not None
+        return limit if max_tokens is None else check_size("max_tokens", max_tokens, limit)
+
+    def _batch(self, rows: int, room: int, prompt_tokens: int = PROMPT_TOKENS) -> Batch:
+        def backend() -> Backend:
+            return self._running
+
+        return Batch(backend, self.bundle.manifest, self._put_adapter, rows, room, prompt_tokens)
+
+    def _put_adapter(self, rows: BatchRows, row: int, name: str) -> None:
+        shapes = {slot.name: slot.shape[1:] for slot in self.bundle.manifest.slot_inputs}
+        with self._bank.lease({name}) as lease:
+            rows.put(row, lease.tensors(shapes, name))
+
+    def _run_prompts(
+        self, generation: Generation, feeds: Mapping[str, Array], names: Sequence[str | None]
+    ) -> Outputs:
+        """The logits at every position of prompts, with caches that are thrown away."""
+        manifest = self.bundle.manifest
+        ids, lengths = feeds["input_ids"], prompt_lengths(feeds["attention_mask"])
+        batch, seq = ids.shape
+        same = len(set(names)) == 1
+        slots = BatchRows(manifest.slot_inputs, dtypes.NUMPY[manifest.base.dtype], 1 if same else batch)
+        for row, name in enumerate(names[:1] if same else names):
+            if name is not None:
+                self._put_adapter(slots, row, name)
+        backend = self._running
+        logits = backend.step(
+            {
+                "input_ids": ids,
+                generation.lengths: lengths,
+                generation.past_lengths: np.zeros(batch, np.int64),
+                generation.logits_at: np.tile(np.arange(seq), (batch, 1)),
+            },
+            slots,
+            backend.caches(batch, seq),
+            slice(0, batch),
+            Binding(),
+        )
+        return Outputs({LOGITS: logits}, [()] * batch, classified=False)
 
     def _bind_lazily(self, name: str, path: Path) -> None:
         self._bank.put_lazily(name, lambda: self._load(name, path))

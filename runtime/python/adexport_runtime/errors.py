@@ -45,6 +45,8 @@ class Code(StrEnum):
     PROVIDER_UNAVAILABLE = "provider-unavailable"
     RANK_ABOVE_MAX = "rank-above-max"
     RANK_MISMATCH = "rank-mismatch"
+    RUN_FAILED = "run-failed"
+    SESSION_FULL = "session-full"
     SITE_MISSING = "site-missing"
     UNKNOWN_ADAPTER = "unknown-adapter"
     UNKNOWN_SITE = "unknown-site"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def check_adapters(adapters: Adapters, batch: int, manifest: Manifest) -> list[s
                 expected=f"one name (or None, the base) for all rows, or {batch} of them",
             ),
         )
-    if manifest.adapter_ids is None and any(row is not None for row in rows):
+    if not manifest.slots and any(row is not None for row in rows):
         raise RequestError(
             "the adapters do not fit",
             Problem(
@@ -94,6 +95,49 @@ def check_adapters(adapters: Adapters, batch: int, manifest: Manifest) -> list[s
             ),
         )
     return rows
+
+
+def prompt_lengths(mask: Array) -> Array:
+    """The tokens of each row, int64 ``[batch]``, from a padding mask ``[batch, seq]``.
+
+    Raises:
+        RequestError: a row is not padded on the right: a cache has no holes.
+    """
+    lengths = mask.sum(axis=1)
+    ragged = np.arange(mask.shape[1])[None, :] < lengths[:, None]
+    wrong = np.flatnonzero((mask.astype(bool) != ragged).any(axis=1))
+    if wrong.size:
+        raise RequestError(
+            "the inputs do not fit",
+            Problem(
+                Code.BAD_INPUT,
+                "attention_mask",
+                got=f"padding before tokens in row {', '.join(str(row) for row in wrong)}",
+                expected="padding behind the tokens",
+                mend="pad on the right",
+            ),
+        )
+    return np.asarray(lengths, np.int64)
+
+
+def check_size(name: str, value: Any, limit: int | None = None) -> int:
+    """A size of a batch or a session.
+
+    Raises:
+        RequestError: no whole number from 1 to ``limit``.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < 1 or (limit is not None and value > limit):
+        raise RequestError(
+            f"{name} does not fit",
+            Problem(
+                Code.BAD_INPUT,
+                name,
+                got=repr(value),
+                expected="a whole number, at least 1" + ("" if limit is None else f" and at most {limit}"),
+            ),
+        )
+    return int(value)
 
 
 def _wanted(spec: Input) -> str:

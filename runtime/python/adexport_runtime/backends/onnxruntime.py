@@ -14,9 +14,13 @@ import numpy as np
 
 from .. import dtypes
 from ..bank import Lease
+from ..batch_rows import BatchRows
 from ..errors import BundleError, Code, DependencyError, Problem, ProviderError
 from ..manifest import Manifest
+from ..outputs import LOGITS
 from ..tensors import Array
+from . import Binding
+from .kv_caches import KvCaches
 
 #: provider -> (ONNX Runtime's name, the extra that brings it)
 PROVIDERS = {
@@ -167,6 +171,8 @@ class OnnxRuntimeBackend:
         self._session = open_session(model, provider, threads, spin=spin)
         self._device = "cpu" if provider == "cpu" else "cuda"
         self._outputs = [output.name for output in manifest.outputs]
+        self._generation = manifest.generation
+        self._dtype = dtypes.NUMPY[manifest.base.dtype]
         self._idle: list[_Binding] = []
         self._lock = threading.Lock()
         self._resident: tuple[int, dict[str, Any]] = (-1, {})
@@ -186,6 +192,53 @@ class OnnxRuntimeBackend:
             self._session.run_with_iobinding(io)
             values = io.get_outputs()
             return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
+
+    def caches(self, rows: int, room: int) -> KvCaches:
+        """See :class:`~adexport_runtime.backends.Backend`."""
+        assert self._generation is not None
+        return KvCaches(self._ort, self._generation, self._dtype, rows, room, device=self._device)
+
+    def step(
+        self, feeds: Mapping[str, Array], slots: BatchRows, caches: KvCaches, rows: slice, binding: Binding
+    ) -> Array:
+        """See :class:`~adexport_runtime.backends.Backend`.
+
+        What is bound is the address of the rows: the caches are read and written where they lie.
+        """
+        if binding.io is None:
+            binding.io = self._session.io_binding()
+        io = binding.io
+        if binding.caches != (caches, rows.start, rows.stop):
+            self._bind_caches(io, caches, rows)
+            binding.caches = (caches, rows.start, rows.stop)
+        slots_key = (
+            slots,
+            slots.layout,
+            rows.start,
+            rows.stop,
+            slots.revision if self._device != "cpu" else None,
+        )
+        if binding.slots != slots_key:
+            for name, array in slots.view(rows).items():
+                if self._device == "cpu":
+                    io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                else:
+                    io.bind_ortvalue_input(name, self._value(np.ascontiguousarray(array)))
+            binding.slots = slots_key
+        for name, value in feeds.items():
+            io.bind_cpu_input(name, value)
+        io.bind_output(LOGITS, "cpu")
+        self._session.run_with_iobinding(io)
+        logits: Array = io.get_outputs()[-1].numpy()  # bound behind the caches
+        return logits
+
+    def _bind_caches(self, io: Any, caches: KvCaches, rows: slice) -> None:
+        assert self._generation is not None
+        element = _ONNX_BFLOAT16 if self._dtype == dtypes.NUMPY["bf16"] else self._dtype
+        for name in (*self._generation.past, *self._generation.outputs):
+            address, shape = caches.buffer(name, rows)
+            bind = io.bind_input if name in self._generation.past else io.bind_output
+            bind(name, self._device, 0, element, shape, address)
 
     def close(self) -> None:
         """Drop the session and the bindings."""
