@@ -6,10 +6,19 @@ import click
 
 from adexport_runtime.errors import AdexportError
 
-from . import bench, bind, build, convert, inspect, run, verify
+from . import bench, bind, build, convert, generate, inspect, run, verify
 from .console import fail
 
-_VERBS = (build.build, convert.convert, bind.bind, inspect.inspect, verify.verify, run.run, bench.bench)
+_VERBS = (
+    build.build,
+    convert.convert,
+    bind.bind,
+    inspect.inspect,
+    verify.verify,
+    run.run,
+    generate.generate,
+    bench.bench,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

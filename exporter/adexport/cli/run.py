@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Run texts through BUNDLE as one batch, each with its own adapter; needs no torch."""
-    if len(adapters) not in (0, 1, len(texts)):
-        raise click.UsageError(f"{len(texts)} --text but {len(adapters)} --adapter: give one each")
-    named = [None if name == BASE else name for name in adapters or (BASE,)]
-    rows = named * len(texts) if len(named) == 1 else named
+    rows = rows_of(adapters, len(texts), "--text")
     with Engine.open(bundle, provider=provider, threads=threads) as engine:
         _check_texts(engine)
         inputs = engine.text(texts)
@@ -72,6 +69,18 @@ def run(
         ("text", "adapter", "tokens", "result"),
         [(row["text"], row["adapter"] or BASE, str(row["tokens"]), _brief(row)) for row in results],
     )
+
+
+def rows_of(adapters: Sequence[str], count: int, option: str) -> list[str | None]:
+    """An adapter for each of the options that came ``count`` times; None is the base.
+
+    Raises:
+        click.UsageError: there is neither one for all nor one each.
+    """
+    if len(adapters) not in (0, 1, count):
+        raise click.UsageError(f"{count} {option} but {len(adapters)} --adapter: give one each")
+    named = [None if name == BASE else name for name in adapters or (BASE,)]
+    return named * count if len(named) == 1 else named
 
 
 def _check_texts(engine: Engine) -> None:
