@@ -63,6 +63,16 @@ def _known(value: str, choices: Iterable[str]) -> tuple[str, ...]:
 @click.option(
     "--width", type=click.IntRange(min=1), default=48, show_default=True, help="Of bottlenecks (--slots)."
 )
+@click.option(
+    "--task",
+    type=click.Choice(["run", "generate"]),
+    default="run",
+    show_default=True,
+    help="generate: a decode step and a prompt beside the plain base, and all tenants beside one by one.",
+)
+@click.option("--past", type=click.IntRange(min=1), default=256, show_default=True, help="Of a step.")
+@click.option("--prompt", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens of each.")
+@click.option("--new", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens generated.")
 @json_option
 @refusals()
 def bench(
@@ -76,6 +86,10 @@ def bench(
     against: tuple[str, ...],
     slots: tuple[str, ...],
     width: int,
+    task: str,
+    past: int,
+    prompt: int,
+    new: int,
     as_json: bool,
 ) -> None:
     """Time BUNDLE on a batch whose rows take different adapters, beside other ways to run it.
@@ -83,6 +97,21 @@ def bench(
     All run in one process, in turns; a ratio is taken within a round, and its median and quartiles
     are shown. Outputs are compared before anything is timed. Only peft needs torch.
     """
+    if task == "generate":
+        _bench_generate(
+            bundle,
+            as_json,
+            batch=batch,
+            seq=seq,
+            past=past,
+            adapters=adapters,
+            rank=rank,
+            prompt=prompt,
+            new=new,
+            threads=threads,
+            repeats=repeats,
+        )
+        return
     if slots:
         _bench_slots(
             bundle,
@@ -122,6 +151,37 @@ def bench(
         print_json(report.to_dict())
     else:
         _show(report)
+
+
+def _bench_generate(bundle: Path, as_json: bool, **settings: int) -> None:
+    for package in ("onnx", "onnx_ir"):
+        need(package, "lower", "lowering a graph")
+    from ..bench.decoding import run_decoding
+
+    with steps() as progress:
+        report = run_decoding(bundle, progress=progress, **settings)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    out.print(", ".join(f"{key} {value}" for key, value in report.settings.items()))
+    print_table(
+        ("", "CPU ms", "base ms", "it / base (CPU)", "it / base (wall)"),
+        [
+            (
+                name,
+                f"{found.cpu_ms:.1f}",
+                f"{found.other_cpu_ms:.1f}",
+                _ratio(found.cpu_ratio),
+                _ratio(found.wall_ratio),
+            )
+            for name, found in (("decode step", report.decode), ("prefill", report.prefill))
+        ],
+    )
+    speed = report.throughput
+    out.print(
+        f"tokens per second: {speed.together:.1f} together, {speed.one_by_one:.1f} one by one "
+        f"({speed.ratio:.2f} times)" + ("" if speed.same_tokens else "; the tokens differ")
+    )
 
 
 def _bench_slots(bundle: Path, slots: tuple[str, ...], as_json: bool, **settings: int) -> None:
