@@ -116,6 +116,17 @@ def test_top_p_among_equals(vocab: int, top_p: float) -> None:
     np.testing.assert_allclose(found, np.sort(expected), rtol=1e-6)
 
 
+@pytest.mark.parametrize("top_p", [np.nextafter(1.0, 0), 1 - 1e-12, 1e-300])
+def test_top_p_at_its_ends(top_p: float) -> None:
+    """What may go is less than what float64 adds up to: all that has any weight stays, or the likeliest."""
+    for seed in range(20):
+        logits = np.random.default_rng(seed).normal(0, 12, 5000).astype(np.float32)
+        found = dense(logits, [0], Sampling(temperature=1.0, top_p=float(top_p)))
+        expected = reference(logits, [0], Sampling(temperature=1.0, top_p=float(top_p)))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-11)
+        assert (found > 0).sum() == 1 if top_p < 0.5 else (found > 0).sum() > 10
+
+
 def test_top_p_over_a_flat_and_large_vocabulary() -> None:
     """The tokens that are kept are many more than the sampler looks at first."""
     logits = np.random.default_rng(0).normal(0, 0.1, 60_000).astype(np.float32)

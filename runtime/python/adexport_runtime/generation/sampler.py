@@ -144,6 +144,7 @@ def _nucleus(scores: Array, weights: Array, top_p: float) -> Array:
     """The places, ascending, of the fewest likeliest that together have the probability ``top_p``.
 
     ``scores`` are the logarithms of ``weights``, the largest 0.
+
     From the least likely up, one goes while the sum of those gone, itself included, is at most
     ``1 - top_p``; the likeliest stays. Of equals the first goes first (torch's sort lets any).
     """
@@ -156,7 +157,7 @@ def _nucleus(scores: Array, weights: Array, top_p: float) -> Array:
     below = np.minimum(scores * np.float32(-BINS_PER_UNIT), BINS - 1).astype(np.intp)
     masses = np.bincount(below, weights=probabilities, minlength=BINS)
     sums = gone + np.cumsum(masses[::-1])[::-1]  # from the least likely bin up, each included
-    stay = np.flatnonzero(sums.astype(np.float32) > limit)
+    stay = np.flatnonzero((sums.astype(np.float32) > limit) & (masses > 0))
     cut = int(stay[-1]) if stay.size else 0
     places = np.flatnonzero(below == cut)
     order = places[np.argsort(scores[places], kind="stable")]
