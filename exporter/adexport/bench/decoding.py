@@ -136,13 +136,13 @@ def run_decoding(
         progress("lower the base without slots")
         plain = scratch / "base.bundle"
         lower_again(bundle, plain, options=BuildOptions(slots=()), adapters=False)
-        mine, base = _Stepper(workload, bundle), _Stepper(workload, plain)
+        mine, base = Stepper(workload, bundle), Stepper(workload, plain)
         progress(f"prompts of {seq} tokens, {repeats} rounds")
-        prefill = _timing(lambda: mine.prefill(seq), lambda: base.prefill(seq), repeats)
+        prefill = time_pair(lambda: mine.prefill(seq), lambda: base.prefill(seq), repeats)
         progress(f"steps behind {past} tokens, {3 * repeats} rounds")
         mine.prefill(past)
         base.prefill(past)
-        decode = _timing(lambda: mine.step(past), lambda: base.step(past), 3 * repeats)
+        decode = time_pair(lambda: mine.step(past), lambda: base.step(past), 3 * repeats)
         mine.close()
         base.close()
         progress(f"{batch} tenants, {prompt} + {new} tokens each, together and one by one")
@@ -150,10 +150,11 @@ def run_decoding(
     return DecodingReport(str(bundle), settings, decode, prefill, throughput)
 
 
-class _Stepper:
+class Stepper:
     """A graph with caches and rows of adapters, that runs the same prompt or the same step again."""
 
     def __init__(self, workload: Workload, root: Path) -> None:
+        """Open a bundle, with the workload's adapters if it has slots."""
         bundle = Bundle.open(root)
         manifest = bundle.manifest
         assert manifest.generation is not None
@@ -163,7 +164,7 @@ class _Stepper:
         batch, room = self._ids.shape
         self._caches = self._backend.caches(batch, room)
         self._rows = BatchRows(manifest.slot_inputs, dtypes.NUMPY[manifest.base.dtype], batch)
-        self._bindings: dict[str, Binding] = {"prefill": Binding(), "step": Binding()}
+        self._bindings = {"prefill": Binding(), "step": Binding()}
         if manifest.slots:
             bound = {
                 name: load_adapter(name, folder, bundle).rows(manifest)
@@ -181,6 +182,7 @@ class _Stepper:
         return self._run("step", past, 1)
 
     def close(self) -> None:
+        """Free the graph."""
         self._backend.close()
 
     def _run(self, kind: str, past: int, tokens: int) -> Array:
@@ -194,7 +196,8 @@ class _Stepper:
         return self._backend.step(feeds, self._rows, self._caches, slice(0, batch), self._bindings[kind])
 
 
-def _timing(mine: Callable[[], object], other: Callable[[], object], repeats: int) -> Timing:
+def time_pair(mine: Callable[[], object], other: Callable[[], object], repeats: int) -> Timing:
+    """Time two ways to do something, in turns."""
     samples = interleave({"mine": mine, "other": other}, repeats, warmup=1)
     one, two = samples["mine"], samples["other"]
     cpu_ratio, wall_ratio = ratios(one, two)
