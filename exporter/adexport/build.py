@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,13 @@ from adexport_runtime.manifest import (
 )
 from adexport_runtime.outputs import LOGITS
 
-from .check import check_model
+from .check import check_model, check_quality
 from .lower import ADAPTER_IDS, bottleneck_features, layer_features, lower
 from .options import DEFAULT_OPSET, MIN_OPSET, BuildOptions
-from .parts import carry_adapters, carry_trace, check_adapters, files_of
+from .parts import carry_adapters, carry_trace, check_adapters, files_of, write_lowered
 from .progress import Progress, silent
+from .quality import Quality, floor_of, text_cases
+from .quantization import choose_quantization
 from .reference import load_reference, sample_batches, save_reference
 from .slots.again import plan_again
 from .slots.plan import Places, Plan, brings_heads, make_plan
@@ -50,11 +52,15 @@ _TOOLS = ("adexport", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished bundle, the differences that its check saw, and what is worth knowing of it."""
+    """A finished bundle, the differences that its check saw, and what is worth knowing of it.
+
+    ``quality`` is what quantization changed; None where nothing is quantized.
+    """
 
     bundle: Bundle
     differences: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    quality: Quality | None = None
 
 
 def build_model(
@@ -99,6 +105,7 @@ def build_model(
         _check_target(output, force)
     progress("load the model")
     loaded = load_model(source, task, headless=brings_heads(options))
+    quantization = choose_quantization(options, loaded.task, options.dtype or "fp32")
     output = output or Path(f"{loaded.name}.bundle")
     _check_target(output, force)
 
@@ -156,6 +163,7 @@ def build_model(
                 prefix=places.prefix,
                 task=loaded.task,
                 dtype=_dtype(options.dtype or "fp32"),
+                quantization=quantization,
                 fingerprint=model_fingerprint(loaded.model, trace.weights),
                 max_positions=positions,
                 labels=_labels(loaded),
@@ -174,11 +182,11 @@ def build_model(
             files=(),
             tools=_tools(),
         )
-        differences = _finish(part, manifest, plan, options.tolerance, output, progress)
+        differences, quality = _finish(part, manifest, plan, options, output, progress)
     notes = [f"attention is traced in full: {reason}" for reason in trace.eager_reasons]
     notes += [f"no generation, prompts only: {reason}" for reason in reasons]
     notes += [f"no bottleneck can go behind {path}: no addition follows" for path in trace.endless]
-    return BuildResult(Bundle.open(output), differences, (*notes, *_plan_notes(plan)))
+    return BuildResult(Bundle.open(output), differences, (*notes, *_plan_notes(plan)), quality)
 
 
 def lower_again(
@@ -190,7 +198,7 @@ def lower_again(
     adapters: bool = True,
     progress: Progress = silent,
 ) -> BuildResult:
-    """Lower a bundle's trace anew, with other slots or another precision. Needs no torch.
+    """Lower a bundle's trace anew, with other slots, precision or quantization. Needs no torch.
 
     ``output`` None replaces the bundle itself, at once and whole; its adapters stay bound. What
     ``options`` leaves open stays as the bundle has it. ``adapters`` False leaves the bound adapters
@@ -207,11 +215,13 @@ def lower_again(
         _check_target(output, force)
     manifest = bundle.manifest
     plan = plan_again(bundle, options)
+    dtype = options.dtype or manifest.base.dtype
+    quantization = choose_quantization(options, manifest.base.task, dtype, manifest.base.quantization)
     with atomic_folder(target) as part:
         carry_trace(bundle, part)
         changed = manifest.model_copy(
             update={
-                "base": manifest.base.model_copy(update={"dtype": options.dtype or manifest.base.dtype}),
+                "base": manifest.base.model_copy(update={"dtype": dtype, "quantization": quantization}),
                 "format_version": FORMAT_VERSION,
                 "limits": _limits(plan),
                 "tools": manifest.tools | _tools(),
@@ -219,29 +229,37 @@ def lower_again(
         )
         if target != source and adapters:
             carry_adapters(bundle.root, part)
-        differences = _finish(part, changed, plan, options.tolerance, target, progress)
-    return BuildResult(Bundle.open(target), differences, _plan_notes(plan))
+        differences, quality = _finish(part, changed, plan, options, target, progress)
+    return BuildResult(Bundle.open(target), differences, _plan_notes(plan), quality)
 
 
 def _finish(
     part: Path,
     manifest: Manifest,
     plan: Plan,
-    tolerance: float,
+    asked: BuildOptions,
     target: Path,
     progress: Progress,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Quality | None]:
     """Lower the trace that lies in ``part``, check the result, and write the manifest."""
     progress("lower it for ONNX Runtime")
     trace = ir.load(part / TRACE_FILE)
-    options = plan.lowering(manifest.base.dtype)
+    quantization = manifest.base.quantization
+    options = replace(plan.lowering(manifest.base.dtype), quantization=quantization)
     lowered = lower(trace, options)
-    own_weights = None if options.dtype == "fp32" else f"{WEIGHTS_FOLDER}/{options.dtype}.bin"
-    ir.save(lowered.graph, part / MODEL_FILE, external_data=own_weights, alignment=64)
+    write_lowered(lowered.graph, part, options)
 
     progress("check it: ONNX checker, ONNX Runtime, parity with torch")
     cases = load_reference(part / REFERENCE_FILE)
-    differences = check_model(part / MODEL_FILE, trace, options, cases, tolerance, manifest.generation)
+    differences = check_model(
+        part / MODEL_FILE, trace, options, cases, asked.tolerance, manifest.generation
+    )
+    quality = None
+    if quantization is not None:
+        progress("compare it with the float base, text by text")
+        texts = text_cases(Bundle(part, manifest), cases)
+        floor = floor_of(quantization, asked.min_cosine)
+        quality = check_quality(part / MODEL_FILE, trace, options, cases, texts, floor, manifest.generation)
 
     finished = manifest.model_copy(
         update={
@@ -260,7 +278,7 @@ def _finish(
         carry_adapters(target, part)
     check_adapters(part, finished)
     (part / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
-    return differences
+    return differences, quality
 
 
 def _check_target(output: Path, force: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from .lower import (
 )
 from .lower.precision import widen_to_float32
 from .options import TOLERANCE
+from .quality import Comparison, Quality, judge, mask_of
 from .reference import RANKS, Case, reference_bottleneck, reference_factors
 from .slots.kinds import FACTORS
 
@@ -54,7 +56,8 @@ def check_model(
     The trace is lowered once more with every slot that it can have, in float32, and compared with
     torch; then the model is compared with that, with the reference adapters cut to its slots. A graph
     with caches runs every case at once, and token by token. bfloat16, for which ONNX Runtime has no CPU
-    kernels, is run in float32 on the rounded weights.
+    kernels, is run in float32 on the rounded weights. Of a quantized model this compares what it was quantized
+    from; see :func:`check_quality`.
 
     Returns:
         The largest relative difference seen in each comparison.
@@ -86,6 +89,43 @@ def check_model(
             found[f"{options.dtype} {name}"] = _difference(case, mine.run(name, case), expected)
         _judge(found, limit, f"{options.dtype} with the chosen slots")
     return differences | found
+
+
+def check_quality(
+    model: Path,
+    trace: ir.Model,
+    options: LowerOptions,
+    cases: Mapping[str, Case],
+    texts: Sequence[tuple[str, Case]] | None,
+    floor: float,
+    generation: Generation | None = None,
+) -> Quality:
+    """Compare a quantized ``model.onnx`` with the float32 graph, with and without reference adapters.
+
+    ``texts`` are batches of real texts, each with the case whose adapters it takes; without any, the
+    reference's own batches are run.
+
+    Raises:
+        BuildError: an output's cosine is under the floor.
+    """
+    assert options.quantization is not None
+    plain = replace(options, quantization=None, dtype="fp32")
+    together = Comparison()
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix=".check.", dir=model.parent) as scratch:
+        lowered = lower(trace, plain)
+        path = _written(lowered.graph, Path(scratch) / "float.onnx")
+        exact = _Runner(path, lowered.slots, generation=generation)
+        mine = _Runner(model, lowered.slots, options.dtype, generation)
+        for name, case in texts if texts is not None else cases.items():
+            got, expected = mine.run(name, case), exact.run(name, case)
+            alone = Comparison()
+            for comparison in (together, alone):
+                comparison.add(got, expected, mask_of(case))
+            kind = "without adapters" if name == "base" else f"with reference adapters ({name})"
+            found[kind] = min(found.get(kind, 1.0), alone.result(texts=False).cosine)
+    judge(found.items(), options.quantization, floor)
+    return together.result(texts=texts is not None)
 
 
 def _everything(trace: ir.Model) -> LowerOptions:
@@ -216,7 +256,9 @@ class _Runner:
 def _runner(
     model: Path, trace: ir.Model, options: LowerOptions, scratch: Path, generation: Generation | None
 ) -> _Runner:
-    lowered: Lowered = lower(trace, options)
+    lowered: Lowered = lower(trace, replace(options, quantization=None))
+    if options.quantization is not None:
+        model = _written(lowered.graph, scratch / "float.onnx")
     if options.dtype != "bf16":
         return _Runner(model, lowered.slots, options.dtype, generation)
     widen_to_float32(lowered.graph, options.dtype)

@@ -24,7 +24,9 @@ class BuildOptions:
     which exactly the slots that they need are made. ``bottlenecks`` names forms as the adapters
     library does (``seq_bn``, …), ``activations`` what stands between the layers of bottlenecks and
     heads. ``tolerance`` is the largest difference from torch, as a part of the largest value (at
-    least 1).
+    least 1). ``quantize`` is ``int8``, ``int4`` or ``none``, ``quantize_method`` ``weight-only`` or
+    ``dynamic``, ``quantize_also`` which of ``embeddings`` and ``lm_head`` go along, ``min_cosine`` how
+    near the quantized outputs must come to the float ones.
     """
 
     slots: tuple[str, ...] | None = None
@@ -35,4 +37,8 @@ class BuildOptions:
     bottlenecks: tuple[str, ...] | None = None
     activations: tuple[Activation, ...] | None = None
     dtype: str | None = None
+    quantize: str | None = None
+    quantize_method: str | None = None
+    quantize_also: tuple[str, ...] | None = None
+    min_cosine: float | None = None
     tolerance: float = TOLERANCE["fp32"]

@@ -6,6 +6,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from adexport_runtime.bound import BoundAdapter
 from adexport_runtime.bundle import (
     ADAPTERS_FOLDER,
@@ -19,8 +21,13 @@ from adexport_runtime.errors import AdapterError
 from adexport_runtime.manifest import File, Manifest
 from adexport_runtime.tensors import read_tensors
 
+from .lower import LowerOptions
+
 #: what a lowering writes: all else is of the trace
-_LOWERED = {MODEL_FILE, *(f"{WEIGHTS_FOLDER}/{dtype}.bin" for dtype in ("fp16", "bf16"))}
+_LOWERED = {MODEL_FILE, *(f"{WEIGHTS_FOLDER}/{kind}.bin" for kind in ("fp16", "bf16", "int8", "int4"))}
+
+#: bytes of a tensor that still lies in the graph's own file, as onnx-ir has it by default
+_SMALL = 256
 
 
 def files_of(part: Path) -> tuple[File, ...]:
@@ -61,6 +68,29 @@ def check_adapters(part: Path, manifest: Manifest) -> None:
             f"adapters bound in the bundle would no longer fit (remove their files in {ADAPTERS_FOLDER}/)",
             problems,
         )
+
+
+def write_lowered(graph: ir.Model, part: Path, options: LowerOptions) -> None:
+    """Write ``model.onnx``, with its weights in a file of their own where they are not the trace's."""
+    quantization = options.quantization
+    kind = options.dtype if quantization is None else f"int{quantization.bits}"
+    own = None if kind == "fp32" else f"{WEIGHTS_FOLDER}/{kind}.bin"
+    if quantization is not None and options.dtype == "fp32":  # what stays float is in the trace's file
+        new = [value for value in graph.graph.initializers.values() if _is_new(value)]
+        tensors = [value.const_value for value in new if value.const_value is not None]
+        for value, tensor in zip(
+            new,
+            ir.external_data.convert_tensors_to_external(tensors, part, str(own), alignment=64),
+            strict=True,
+        ):
+            value.const_value = tensor
+        own = None
+    ir.save(graph, part / MODEL_FILE, external_data=own, alignment=64)
+
+
+def _is_new(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > _SMALL
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from adexport_runtime.manifest import Manifest, Task
 from adexport_runtime.slots import Activation
 
 from ..options import DEFAULT_OPSET, TOLERANCE, BuildOptions
+from ..quantization import INT4, INT8, METHODS, NONE
 from ..slots.kinds import ACTIVATIONS, DEFAULT_FORMS, FORMS
 from ..slots.targets import parse_targets
 from .console import json_option, need, out, print_json, quiet_transformers, refusals, size, steps
@@ -54,6 +55,26 @@ _TASKS = ("auto", *get_args(Task))
     help=f"What may stand between the layers of bottlenecks and heads: {', '.join(ACTIVATIONS)}.",
 )
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32")
+@click.option(
+    "--quantize",
+    type=click.Choice([INT8, INT4, NONE]),
+    help="Store the frozen weights as integers; slots stay float. Default: none, or what the bundle has.",
+)
+@click.option(
+    "--quantize-method",
+    type=click.Choice(METHODS),
+    help="Default: weight-only for text-generation, else dynamic (int8 activations, scaled by token).",
+)
+@click.option(
+    "--quantize-also",
+    help="What else than the layers of the blocks, with commas: embeddings, lm_head (the layer of the "
+    "logits); or none. Default: lm_head for text-generation, else none.",
+)
+@click.option(
+    "--min-cosine",
+    type=float,
+    help="Smallest cosine to the float outputs. Default: 0.99 (dynamic: 0.98; int4: 0.96).",
+)
 @click.option("--opset", type=int, help=f"ONNX opset of the graphs. Default: {DEFAULT_OPSET}")
 @click.option("--tolerance", type=float, help="Largest relative difference from torch. Default: 1e-5")
 @click.option("--force", is_flag=True, help="Replace the bundle that stands there.")
@@ -71,6 +92,10 @@ def build(
     bottlenecks: str | None,
     activations: str | None,
     dtype: str | None,
+    quantize: str | None,
+    quantize_method: str | None,
+    quantize_also: str | None,
+    min_cosine: float | None,
     opset: int | None,
     tolerance: float | None,
     force: bool,
@@ -78,8 +103,8 @@ def build(
 ) -> None:
     """Export MODEL (a transformers folder or a hub id) once, into a bundle.
 
-    MODEL may also be a bundle: its trace is lowered again, with other slots or another precision,
-    without torch. Without -o the bundle itself is replaced, whole; bound adapters stay.
+    MODEL may also be a bundle: its trace is lowered again, with other slots, precision or
+    quantization, without torch. Without -o the bundle itself is replaced, whole; bound adapters stay.
     """
     if targets is not None and like:
         raise click.UsageError("give --targets or --like, not both")
@@ -92,6 +117,10 @@ def build(
         bottlenecks=_names(bottlenecks),
         activations=cast("tuple[Activation, ...] | None", _names(activations)),
         dtype=dtype,
+        quantize=quantize,
+        quantize_method=quantize_method,
+        quantize_also=() if quantize_also == "none" else _names(quantize_also),
+        min_cosine=min_cosine,
         tolerance=TOLERANCE["fp32"] if tolerance is None else tolerance,
     )
     for package in ("onnx", "onnx_ir"):
@@ -139,6 +168,7 @@ def _summary(result: BuildResult) -> dict[str, object]:
         "max_rank": manifest.limits.max_rank,
         "bytes": sum(entry.bytes for entry in manifest.files),
         "differences": dict(result.differences),
+        "quality": None if result.quality is None else result.quality.to_dict(),
         "notes": list(result.notes),
     }
 
@@ -164,11 +194,18 @@ def _show(result: BuildResult) -> None:
     for line in _slots(manifest) or ["none"]:
         out.print(f"  slots      {line}")
     out.print(f"  size       {size(sum(entry.bytes for entry in manifest.files))}")
+    as_built = "as built" if manifest.base.quantization is None else "before quantization"
     for kind in ("torch", manifest.base.dtype):
         worst = max(value for name, value in result.differences.items() if name.startswith(f"{kind} "))
         out.print(
-            f"  parity     {'float32 to torch' if kind == 'torch' else f'as built ({kind})'}: {worst:.1e}"
+            f"  parity     {'float32 to torch' if kind == 'torch' else f'{as_built} ({kind})'}: {worst:.1e}"
         )
+    if manifest.base.quantization is not None and result.quality is not None:
+        quality = result.quality
+        out.print(f"  quantized  {manifest.base.quantization.words}")
+        top1 = "" if quality.top1 is None else f", same first choice {quality.top1:.1%}"
+        where = "on real texts" if quality.texts else "on the reference's batches"
+        out.print(f"  quality    smallest cosine {quality.cosine:.4f}{top1}, {where}")
     for note in result.notes:
         out.print(f"  note       {note}")
     if manifest.base.dtype == "bf16":

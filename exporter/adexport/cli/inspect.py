@@ -14,6 +14,7 @@ from adexport_runtime.adapters import CONFIG_FILE, read_adapter
 from adexport_runtime.bound import BoundAdapter, is_bound
 from adexport_runtime.bundle import MANIFEST_FILE, Bundle
 from adexport_runtime.errors import Problem
+from adexport_runtime.quantization import Quantization
 from adexport_runtime.schema import Schema
 from adexport_runtime.slots import BottleneckForm, Bottlenecks, Head
 from adexport_runtime.tensors import peek_metadata
@@ -56,6 +57,7 @@ def _bundle(path: Path, check: bool) -> dict[str, Any]:
         "architecture": base.architecture,
         "task": base.task,
         "dtype": base.dtype,
+        "quantization": _dumped(base.quantization),
         "fingerprint": base.fingerprint,
         "opset": manifest.opset,
         "max_positions": base.max_positions,
@@ -185,6 +187,8 @@ def _text(key: str, value: Any) -> str:
         return "none"
     if key == "bytes":
         return size(value)
+    if key == "quantization":
+        return Quantization(**value).words
     if key == "bottlenecks":
         forms = " or ".join(BottleneckForm(**form).brief for form in value["forms"])
         return f"{forms} with {', '.join(value['activations'])}"

@@ -22,6 +22,7 @@ from .head import lower_head
 from .linear import lower_linears
 from .options import LowerOptions
 from .precision import lower_precision
+from .quantization import find_frozen, lower_quantization
 from .slotted import ADAPTER_IDS, Slotted
 
 
@@ -39,6 +40,7 @@ def _guards(
 
 def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
     """Lower in place; returns the slots with their inputs."""
+    frozen = find_frozen(graph)
     batched = any(opaque(graph.graph, CACHED_ATTENTION))
     lower_attention(graph, fused=graph.graph.opset_imports[""] >= FUSED_SINCE_OPSET)
     lower_cached(graph)
@@ -55,6 +57,7 @@ def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
     if batched and ids is not None:
         lower_batched(graph, ids)
     lower_precision(graph, options.dtype, kept=lambda name: name.startswith(PRESENT))
+    lower_quantization(graph, options.quantization, frozen)
     RemoveUnusedNodesPass()(graph)
     RemoveUnusedOpsetsPass()(graph)
     graph.graph.name = "onnxruntime"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from adexport_runtime.quantization import Quantization
 from adexport_runtime.slots import Activation, BottleneckForm
 
 from ..slots.kinds import LORA
@@ -28,7 +29,7 @@ class HeadOptions:
 
 @dataclass(frozen=True)
 class LowerOptions:
-    """The slots (none: the plain base) and the precision.
+    """The slots (none: the plain base), the precision, and the quantization.
 
     ``sites`` are linear layers by path, each with the factors that its slot has. ``guarded``: slots are
     skipped when no row of the batch has anything for them, at the price of an ``If`` for each.
@@ -39,6 +40,7 @@ class LowerOptions:
     head: HeadOptions | None = None
     dtype: str = "fp32"
     guarded: bool = True
+    quantization: Quantization | None = None
 
 
 def lora_at(paths: Iterable[str]) -> dict[str, frozenset[str]]:

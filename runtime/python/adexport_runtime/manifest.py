@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from .caches import Generation
 from .errors import BundleError, Code, Problem
 from .files import DuplicateKeyError, load_json
+from .quantization import Quantization
 from .schema import Positive, Schema
 from .slots import (
     Bottlenecks,
@@ -75,7 +76,7 @@ class Base(Schema):
     prefix: str
     task: Task
     dtype: FloatDtype
-    quantization: None = None
+    quantization: Quantization | None = None
     fingerprint: Sha256
     max_positions: Positive | None
     labels: tuple[str, ...] = ()
@@ -185,6 +186,7 @@ class Manifest(Schema):
             wrong.append("an input is listed twice")
         for part in (*self.sites, self.bottlenecks, self.head, self.guards, self.generation):
             wrong += part.faults() if part is not None else []
+        wrong += self.base.quantization.faults() if self.base.quantization is not None else []
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
