@@ -109,14 +109,13 @@ def check_quality(
         BuildError: an output's cosine is under the floor.
     """
     assert options.quantization is not None
-    plain = replace(options, quantization=None, dtype="fp32")
     together = Comparison()
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix=".check.", dir=model.parent) as scratch:
-        lowered = lower(trace, plain)
+        lowered = lower(trace, replace(options, quantization=None))
         path = _written(lowered.graph, Path(scratch) / "float.onnx")
         exact = _Runner(path, lowered.slots, generation=generation)
-        mine = _Runner(model, lowered.slots, options.dtype, generation)
+        mine = _Runner(model, lowered.slots, generation=generation)
         for name, case in texts if texts is not None else cases.items():
             got, expected = mine.run(name, case), exact.run(name, case)
             alone = Comparison()

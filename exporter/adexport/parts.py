@@ -75,7 +75,7 @@ def write_lowered(graph: ir.Model, part: Path, options: LowerOptions) -> None:
     quantization = options.quantization
     kind = options.dtype if quantization is None else f"int{quantization.bits}"
     own = None if kind == "fp32" else f"{WEIGHTS_FOLDER}/{kind}.bin"
-    if quantization is not None and options.dtype == "fp32":  # what stays float is in the trace's file
+    if quantization is not None:  # what stays float is in the trace's file
         new = [value for value in graph.graph.initializers.values() if _is_new(value)]
         tensors = [value.const_value for value in new if value.const_value is not None]
         for value, tensor in zip(

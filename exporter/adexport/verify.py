@@ -21,12 +21,14 @@ from adexport_runtime.engine import Engine
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.manifest import Manifest
 from adexport_runtime.tensors import Array
+from adexport_runtime.text import TextEncoder
 
 from .architectures import CLASSIFICATION
 from .model import load_model, model_fingerprint
-from .options import TOLERANCE
+from .options import QUANTIZED_TOLERANCE, TOLERANCE
 from .peft_reference import RowOutputs, read_tenants, run_peft
 from .progress import Progress, silent
+from .quality import Comparison, floor_of, sentences
 from .reference import sample_values
 
 #: rank of each random adapter when none is given
@@ -42,30 +44,49 @@ SEQ = "seq"
 class Row:
     """One row of the batch: the largest difference from PEFT, and from the same row run alone.
 
-    ``tokens`` is None where the inputs have no length.
+    ``tokens`` is None where the inputs have no length. On a quantized base also the smallest ``cosine`` of
+    an output with PEFT's, and the part of the positions where the largest logit is the same (``top1``).
     """
 
     adapter: str | None
     tokens: int | None
     difference: float
     alone: float
+    cosine: float | None = None
+    top1: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was compared, row by row."""
+    """What was compared, row by row.
+
+    On a quantized base (``min_cosine``) rows are held to that cosine, and to ``tolerance`` only against
+    themselves alone.
+    """
 
     rows: tuple[Row, ...]
     tolerance: float
+    min_cosine: float | None = None
 
     @property
     def worst(self) -> float:
         """The largest difference from PEFT in any row."""
         return max(row.difference for row in self.rows)
 
+    @property
+    def cosine(self) -> float | None:
+        """The smallest cosine in any row of a quantized base."""
+        return min((row.cosine for row in self.rows if row.cosine is not None), default=None)
+
+    @property
+    def top1(self) -> float | None:
+        """The part of all tokens (or rows) of a quantized base where the largest logit is the same."""
+        found = [(row.top1, row.tokens or 1) for row in self.rows if row.top1 is not None]
+        return sum(part * size for part, size in found) / sum(size for _, size in found) if found else None
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
-        return {**asdict(self), "worst": self.worst}
+        return {**asdict(self), "worst": self.worst, "cosine": self.cosine, "top1": self.top1}
 
 
 def verify_bundle(
@@ -74,13 +95,15 @@ def verify_bundle(
     *,
     model: str | None = None,
     tolerance: float | None = None,
+    min_cosine: float | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Report:
     """Compare a bundle with PEFT on torch, every adapter and the base in one mixed batch.
 
     PEFT runs the batch mixed too (``adapter_names``) where it can, else each adapter by itself. A row
-    with a head of its own is compared by its own labels; a base without a head by its hidden states.
+    with a head of its own is compared by its own labels; a base without a head by its hidden states. A
+    quantized base is compared by cosines, on real texts if it has a tokenizer.
 
     Args:
         bundle: the bundle.
@@ -88,6 +111,7 @@ def verify_bundle(
             made on all sites that take them.
         model: where torch finds the base; None takes where the bundle was built from.
         tolerance: largest difference, as a part of the largest value (at least 1).
+        min_cosine: smallest cosine of a quantized base's outputs; None takes that of a build.
         seed: of the inputs.
         progress: called as each step starts.
 
@@ -97,7 +121,7 @@ def verify_bundle(
     """
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    limit = TOLERANCE[manifest.base.dtype] if tolerance is None else tolerance
+    limit, floor = _limits(manifest, tolerance, min_cosine)
     named = _names(adapters)
     tenants = read_tenants(named, manifest.base.prefix)
     progress("load the base in torch")
@@ -113,8 +137,7 @@ def verify_bundle(
             engine.bind(name, path)
         rows: list[str | None] = [None, *(row for name in named for row in (name, name, None))]
         rows += [None] * (_FEWEST - len(rows))
-        lengths = _lengths(manifest, len(rows))
-        feeds = _ragged_batch(manifest, lengths, loaded.pad_id, seed)
+        lengths, feeds = _batch(opened, len(rows), loaded.pad_id, seed)
         progress("run the batch in the runtime, mixed and row by row")
         outputs = engine.run(feeds, rows)
         mixed = [outputs.row(row) for row in range(len(rows))]
@@ -127,7 +150,28 @@ def verify_bundle(
         expected = run_peft(
             loaded, tenants, feeds, list(zip(rows, widths, strict=True)), [o.name for o in manifest.outputs]
         )
-    return _compare(manifest, rows, lengths, mixed, alone, expected, limit)
+    return _compare(manifest, rows, lengths, mixed, alone, expected, limit, floor)
+
+
+def _limits(
+    manifest: Manifest, tolerance: float | None, min_cosine: float | None
+) -> tuple[float, float | None]:
+    """The tolerance, and the smallest cosine of a quantized base."""
+    quantization = manifest.base.quantization
+    if quantization is None:
+        if min_cosine is not None:
+            raise BuildError(
+                "nothing was compared",
+                Problem(
+                    Code.BAD_INPUT,
+                    "--min-cosine",
+                    got=str(min_cosine),
+                    expected="a quantized bundle",
+                    mend="leave it out: a bundle that is not quantized is held to --tolerance",
+                ),
+            )
+        return TOLERANCE[manifest.base.dtype] if tolerance is None else tolerance, None
+    return QUANTIZED_TOLERANCE if tolerance is None else tolerance, floor_of(quantization, min_cosine)
 
 
 def _check_base(model: PreTrainedModel, bundle: Bundle) -> None:
@@ -182,11 +226,19 @@ def _lengths(manifest: Manifest, rows: int) -> list[int]:
     return [1 + (5 * row + 3) % longest for row in range(rows)]
 
 
-def _ragged_batch(
-    manifest: Manifest, lengths: Sequence[int], pad_id: int | None, seed: int
-) -> dict[str, Array]:
-    """Random rows of these lengths, padded on the right with what the model takes for padding."""
-    return {
+def _batch(bundle: Bundle, rows: int, pad_id: int | None, seed: int) -> tuple[list[int], dict[str, Array]]:
+    """Ragged rows, padded on the right with what the model takes for padding, and their lengths.
+
+    Random ones, or real texts where quantization is judged: it does least to what no model was made for.
+    """
+    manifest = bundle.manifest
+    if manifest.base.quantization is not None and manifest.tokenizer is not None:
+        texts = sentences()
+        chosen = [texts[(seed + row) % len(texts)] for row in range(rows)]
+        found = TextEncoder(bundle)(chosen)
+        return [int(length) for length in found["attention_mask"].sum(axis=1)], found
+    lengths = _lengths(manifest, rows)
+    return lengths, {
         spec.name: sample_values(spec, f"verify.{seed}.{spec.name}", lengths, pad_id)
         for spec in manifest.inputs
     }
@@ -209,6 +261,7 @@ def _compare(
     alone: Sequence[RowOutputs],
     expected: Sequence[RowOutputs],
     limit: float,
+    floor: float | None,
 ) -> Report:
     """Row by row, by what both sides have there; what stands at padding is nobody's output."""
     ragged = {spec.name for spec in manifest.outputs if SEQ in spec.shape}
@@ -221,24 +274,37 @@ def _compare(
     compared = []
     for row, name in enumerate(rows):
         difference = own = 0.0
+        near = Comparison()
         for output in expected[row]:
             got = kept(row, mixed[row], output)
             difference = max(difference, _difference(got, kept(row, expected[row], output)) / scale)
             own = max(own, _difference(got, kept(row, alone[row], output)) / scale)
-        compared.append(Row(name, lengths[row] if texts else None, difference, own))
+            if floor is not None and got.shape == kept(row, expected[row], output).shape:
+                near.add({output: got[None]}, {output: kept(row, expected[row], output)[None]}, None)
+        tokens = lengths[row] if texts else None
+        quality = None if floor is None else near.result(texts=False)
+        cosine, top1 = (None, None) if quality is None else (quality.cosine, quality.top1)
+        compared.append(Row(name, tokens, difference, own, cosine, top1))
     problems = [
-        Problem(
-            Code.PARITY,
-            f"row {index} ({row.adapter or 'base'}" + (f", {row.tokens} tokens)" if row.tokens else ")"),
-            got=f"a difference of {max(row.difference, row.alone):.2e}",
-            expected=f"at most {limit:.0e}",
-        )
-        for index, row in enumerate(compared)
-        if not max(row.difference, row.alone) <= limit
+        problem for index, row in enumerate(compared) for problem in _faults(index, row, limit, floor)
     ]
     if problems:
         raise BuildError("the bundle differs from PEFT", problems)
-    return Report(tuple(compared), limit)
+    return Report(tuple(compared), limit, floor)
+
+
+def _faults(index: int, row: Row, limit: float, floor: float | None) -> list[Problem]:
+    """What is wrong with a row."""
+    subject = f"row {index} ({row.adapter or 'base'}" + (f", {row.tokens} tokens)" if row.tokens else ")")
+    worst = max(row.difference, row.alone) if floor is None else row.alone
+    found = []
+    if not worst <= limit:
+        got = f"a difference of {worst:.2e}" + ("" if floor is None else " from the row alone")
+        found.append(Problem(Code.PARITY, subject, got=got, expected=f"at most {limit:.0e}"))
+    if floor is not None and (np.isinf(row.difference) or not (row.cosine or 0) >= floor):
+        got = f"a cosine of {row.cosine:.4f}" if np.isfinite(row.difference) else "NaN, or other shapes"
+        found.append(Problem(Code.PARITY, subject, got=got, expected=f"a cosine of at least {floor:g}"))
+    return found
 
 
 def _difference(got: Array, expected: Array) -> float:

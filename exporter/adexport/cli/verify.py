@@ -14,6 +14,9 @@ from .console import json_option, need, out, print_json, print_table, quiet_tran
 @click.argument("adapters", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--model", help="The base for torch. Default: where the bundle was built from.")
 @click.option("--tolerance", type=float, default=None, help="Default: 1e-5 for fp32, looser below.")
+@click.option(
+    "--min-cosine", type=float, default=None, help="Of a quantized bundle. Default: that of adexport build."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the inputs.")
 @json_option
 @refusals()
@@ -22,13 +25,15 @@ def verify(
     adapters: tuple[Path, ...],
     model: str | None,
     tolerance: float | None,
+    min_cosine: float | None,
     seed: int,
     as_json: bool,
 ) -> None:
     """Run mixed, ragged rows through BUNDLE and through PEFT, and compare every row.
 
     ADAPTERS are PEFT folders, of any family that can be bound; without any, random LoRA adapters are
-    made. Rows whose adapters PEFT cannot mix run there by themselves. Needs torch and peft.
+    made. Rows whose adapters PEFT cannot mix run there by themselves. A quantized bundle is compared by
+    cosines, on real texts if it has a tokenizer. Needs torch and peft.
     """
     for package in ("torch", "transformers", "peft"):
         need(package, "verify", "comparing with PEFT")
@@ -37,22 +42,45 @@ def verify(
 
     with steps() as progress:
         report = verify_bundle(
-            bundle, adapters, model=model, tolerance=tolerance, seed=seed, progress=progress
+            bundle,
+            adapters,
+            model=model,
+            tolerance=tolerance,
+            min_cosine=min_cosine,
+            seed=seed,
+            progress=progress,
         )
     if as_json:
         print_json(report.to_dict())
         return
+    quantized = report.min_cosine is not None
     print_table(
-        ("row", "adapter", "tokens", "difference from PEFT", "alone or in the batch"),
+        (
+            "row",
+            "adapter",
+            "tokens",
+            *(("cosine", "same first choice") if quantized else ()),
+            "difference from PEFT",
+            "alone or in the batch",
+        ),
         [
             (
                 str(index),
                 row.adapter or "-",
                 "-" if row.tokens is None else str(row.tokens),
+                *((_number(row.cosine, ".4f"), _number(row.top1, ".1%")) if quantized else ()),
                 f"{row.difference:.1e}",
                 f"{row.alone:.1e}",
             )
             for index, row in enumerate(report.rows)
         ],
     )
-    out.print(f"equal: largest difference {report.worst:.1e}, allowed {report.tolerance:.0e}")
+    if quantized:
+        first = "" if report.top1 is None else f"; same first choice {report.top1:.1%}"
+        out.print(f"near: smallest cosine {report.cosine:.4f}, allowed {report.min_cosine:g}{first}")
+    else:
+        out.print(f"equal: largest difference {report.worst:.1e}, allowed {report.tolerance:.0e}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,6 +1,6 @@
 """Quantization: frozen weights of linear layers become integers; slots stay as they are.
 
-Requires a graph without opaque ops, in the precision that it computes in. Ensures that every product
+Requires a float32 graph without opaque ops. Ensures that every product
 with a frozen weight that is to be quantized reads integers, also inside the branches of an ``If``.
 Only weights that :func:`find_frozen` named can be: what a slot multiplies with is never among them.
 
@@ -202,7 +202,7 @@ class _Work:
             assert self.quantization.block_size is not None
             packed, scales = pack(matrix, self.quantization.bits, self.quantization.block_size)
             constant(self.graph, names[0], packed.reshape(len(packed), -1) if flat else packed)
-            constant(self.graph, names[1], scales.astype(matrix.dtype))
+            constant(self.graph, names[1], scales)
         return self.graph.initializers[names[0]], self.graph.initializers[names[1]]
 
     def _columns(self, name: str, matrix: Array, top: int) -> tuple[ir.Value, ir.Value]:
@@ -212,7 +212,7 @@ class _Work:
         if names[0] not in self.graph.initializers:
             scale = np.maximum(np.abs(matrix).max(axis=0), np.float32(_TINY)) / np.float32(top)
             constant(self.graph, names[0], np.rint(matrix / scale).astype(np.int8))
-            constant(self.graph, names[1], scale.astype(np.float32))
+            constant(self.graph, names[1], scale)
         return self.graph.initializers[names[0]], self.graph.initializers[names[1]]
 
 
