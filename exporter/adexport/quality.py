@@ -153,7 +153,7 @@ def judge(found: Iterable[tuple[str, float]], quantization: Quantization, floor:
         Problem(
             Code.PARITY,
             name,
-            got=f"a cosine of {cosine:.4f}",
+            got=f"a cosine of {cosine:.6f}",
             expected=f"at least {floor:g}",
             cause=f"{quantization.words} changes what this base computes by too much",
             mend=_mend(quantization),

@@ -68,7 +68,7 @@ def _loose_ends(options: BuildOptions) -> list[Problem]:
         Problem(
             Code.BAD_INPUT,
             name,
-            got=",".join(value) if isinstance(value, tuple) else str(value),
+            got=(",".join(value) or NONE) if isinstance(value, tuple) else str(value),
             expected="a base that is quantized",
             mend="give --quantize int8 (or int4) too",
         )

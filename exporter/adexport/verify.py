@@ -302,7 +302,7 @@ def _faults(index: int, row: Row, limit: float, floor: float | None) -> list[Pro
         got = f"a difference of {worst:.2e}" + ("" if floor is None else " from the row alone")
         found.append(Problem(Code.PARITY, subject, got=got, expected=f"at most {limit:.0e}"))
     if floor is not None and (np.isinf(row.difference) or not (row.cosine or 0) >= floor):
-        got = f"a cosine of {row.cosine:.4f}" if np.isfinite(row.difference) else "NaN, or other shapes"
+        got = f"a cosine of {row.cosine:.6f}" if np.isfinite(row.difference) else "NaN, or other shapes"
         found.append(Problem(Code.PARITY, subject, got=got, expected=f"a cosine of at least {floor:g}"))
     return found
 

@@ -82,6 +82,7 @@ class TestUsage:
             ["bench"],
             ["run", "x.bundle"],
             ["build", "x", "--dtype", "fp8"],
+            ["build", "x", "--quantize", "int3"],
             ["build", "x", "--task", "translation"],
             ["build", "x", "--max-rank", "0"],
             ["build", "x", "--targets", "query", "--like", "y"],
@@ -143,6 +144,24 @@ class TestBuild:
             assert engine.adapters() == ["acme"]
         assert run_json("build", bundle_copy, "--slots", "none", code=1)["problems"]
         assert Bundle.open(bundle_copy).manifest.base.dtype == "fp16"
+
+    def test_a_base_is_quantized_and_taken_back(self, bundle_copy: Path, lora: Path) -> None:
+        run_json("bind", lora, "-b", bundle_copy)
+        result = run("build", bundle_copy, "--quantize", "int8")
+        assert result.exit_code == 0, result.stderr
+        assert "quantized  int8 dynamic" in result.stdout
+        assert "quality    smallest cosine 0.99" in result.stdout
+        assert run_json("inspect", bundle_copy)["quantization"]["method"] == "dynamic"
+        assert "int8 dynamic" in run("inspect", bundle_copy).stdout
+        facts = run_json("build", bundle_copy, "--quantize-also", "embeddings")
+        assert facts["base"]["quantization"]["embeddings"] is True
+        assert facts["quality"]["cosine"] >= 0.98
+        report = run_json("verify", bundle_copy, lora)
+        assert report["cosine"] >= report["min_cosine"] == 0.98
+        assert "near: smallest cosine" in run("verify", bundle_copy, lora).stdout
+        facts = run_json("build", bundle_copy, "--quantize", "none")
+        assert (facts["base"]["quantization"], facts["quality"]) == (None, None)
+        assert run_json("verify", bundle_copy, lora)["worst"] <= 1e-6
 
     def test_no_model(self, here: Path) -> None:
         facts = run_json("build", here / "nothing", code=1)

@@ -49,6 +49,18 @@ def test_lowering_again(bundle_copy: Path) -> None:
     assert Bundle.open(bundle_copy).manifest.base.dtype == "fp16"
 
 
+def test_quantizing(minilm_bundle: Path, tmp_path: Path) -> None:
+    """Lowering needs no torch, and running what it wrote no ONNX; nothing sets up logging meanwhile."""
+    bundle = tmp_path / "q.bundle"
+    words = ["--quantize", "int8", "--quantize-method", "weight-only", "--slots", "none", "--json"]
+    done = run_without(TORCH, "build", minilm_bundle, "-o", bundle, *words)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("·") for line in done.stderr.splitlines())
+    assert json.loads(done.stdout)["quality"]["texts"] is True
+    done = run_without(LOWER, "run", bundle, "--text", "hello")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("banned", "words", "package", "extra"),
     [
