@@ -115,7 +115,8 @@ def check_quality(
         lowered = lower(trace, replace(options, quantization=None))
         path = _written(lowered.graph, Path(scratch) / "float.onnx")
         exact = _Runner(path, lowered.slots, generation=generation)
-        mine = _Runner(model, lowered.slots, generation=generation)
+        integers = options.quantization.method == "dynamic"
+        mine = _Runner(model, lowered.slots, generation=generation, integers=integers)
         for name, case in texts if texts is not None else cases.items():
             got, expected = mine.run(name, case), exact.run(name, case)
             alone = Comparison()
@@ -142,9 +143,15 @@ class _Runner:
     """A session of a lowered graph with the reference adapters in its banks."""
 
     def __init__(
-        self, path: Path, slots: Slotted, dtype: str = "fp32", generation: Generation | None = None
+        self,
+        path: Path,
+        slots: Slotted,
+        dtype: str = "fp32",
+        generation: Generation | None = None,
+        *,
+        integers: bool = False,
     ) -> None:
-        self._session = open_session(path, threads=1)
+        self._session = open_session(path, threads=1, integers=integers)
         self._dtype = dtypes.NUMPY[dtype]
         self._generation = generation
         self.slots = slots

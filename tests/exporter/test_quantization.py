@@ -21,16 +21,19 @@ from adexport.quantization import choose_quantization
 from adexport.slots.kinds import FACTORS
 from adexport.verify import verify_bundle
 from adexport_runtime import BuildError, Bundle, Code, Engine, bind_into_bundle
+from adexport_runtime.backends import onnxruntime as backend
 from adexport_runtime.backends.onnxruntime import open_session
 from adexport_runtime.bundle import MODEL_FILE, TRACE_FILE
 from adexport_runtime.quantization import Quantization
 from adexport_runtime.tensors import read_tensors
 
 from ..conftest import MakeLora
-from .families import CAUSAL, FAMILIES, TEXT
+from .families import BARE, CAUSAL, FAMILIES, TEXT, build_family
 from .test_build import tree
 
 Array = np.ndarray[Any, Any]
+
+PRECISE = "session.x64quantprecision"
 
 DYNAMIC = Quantization(
     method="dynamic", bits=8, block_size=None, accuracy_level=None, embeddings=False, lm_head=False
@@ -78,7 +81,7 @@ def one_layer(matrix: Array, quantization: Quantization, path: Path) -> ort.Infe
     node.op_type, node.domain = "MatMul", ""
     lower_quantization(model, quantization, frozen)
     ir.save(model, path)
-    return open_session(path, threads=1)
+    return open_session(path, threads=1, integers=True)
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +185,26 @@ class TestThePass:
                 largest[inside] = max(largest[inside], int(np.abs(tensor.numpy().astype(int)).max()))
         assert largest == {False: 127, True: 64}
         assert 2 * 255 * largest[True] < 2**15
-        session = open_session(tiny_bundle / MODEL_FILE, threads=1)
-        assert session.get_session_options().get_session_config_entry("session.x64quantprecision") == "1"
+
+    @pytest.mark.parametrize("poor", [True, False])
+    def test_onnxruntime_is_told_of_a_cpu_that_saturates(
+        self, tiny_bundle: Path, matrix: Array, poor: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(backend, "saturates", lambda ort: poor)
+        lower_again(tiny_bundle, tmp_path / "b", options=BuildOptions(quantize="int8"))
+        with Engine.open(tmp_path / "b") as engine:
+            options = engine._backend._session.get_session_options()  # type: ignore[union-attr]
+            if poor:
+                assert options.get_session_config_entry(PRECISE) == "1"
+            else:
+                with pytest.raises(RuntimeError):
+                    options.get_session_config_entry(PRECISE)
+        # and it computes the same
+        session = one_layer(matrix, DYNAMIC, tmp_path / "m.onnx")
+        plain = open_session(tmp_path / "m.onnx", threads=1)
+        x = np.random.default_rng(0).normal(size=(4, 6, 72)).astype(np.float32)
+        pair = [each.run(None, {"x": x})[0] for each in (session, plain)]
+        np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-5 * float(np.abs(pair[1]).max()))
 
 
 class TestTheHeadOfADecoder:
@@ -444,6 +465,26 @@ class TestABundle:
         with pytest.raises(BuildError) as caught:
             verify_bundle(tiny_bundle, adapters, min_cosine=0.5)
         assert caught.value.codes == {Code.BAD_INPUT}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family(name: str, tmp_path: Path) -> None:
+    """With every slot that it can have, its own head or its language model, and each method."""
+    family = FAMILIES[name]
+    task = CAUSAL if family.decoder else BARE
+    built = build_family(name, task, tmp_path)
+    bundle = built.result.bundle.root
+    for method in PRODUCT:
+        options = BuildOptions(quantize="int8", quantize_method=method, min_cosine=0.98)
+        result = lower_again(bundle, tmp_path / method, options=options)
+        assert result.quality is not None
+        assert result.quality.cosine < 1 - 1e-9
+        made = ir.load(tmp_path / method / MODEL_FILE)
+        floats = {n for n, v in made.graph.initializers.items() if v.dtype == ir.DataType.FLOAT}
+        frozen = find_frozen(trace_of(bundle))
+        tables = {n.inputs[0].name for n in made.graph if n.op_type == "Gather" and n.inputs[0] is not None}
+        assert floats & frozen.linears <= tables | (frozen.logits if method == "dynamic" else set())
 
 
 @pytest.mark.slow

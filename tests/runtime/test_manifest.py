@@ -139,6 +139,38 @@ def test_everything_wrong_is_named_at_once(data: Data) -> None:
     assert all(where in str(error) for _, where in wrong)
 
 
+QUANTIZATION = {
+    "method": "weight-only",
+    "bits": 8,
+    "block_size": 32,
+    "accuracy_level": 4,
+    "embeddings": False,
+    "lm_head": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"method": "static"}, "base.quantization.method"),
+        ({"bits": 2}, "base.quantization.bits"),
+        ({"zero_points": True}, "base.quantization.zero_points"),
+        ({"accuracy_level": None}, "manifest"),
+        ({"block_size": None}, "manifest"),
+        ({"method": "dynamic"}, "manifest"),
+        ({"method": "dynamic", "accuracy_level": None}, "manifest"),
+        ({"method": "dynamic", "accuracy_level": None, "block_size": None, "bits": 4}, "manifest"),
+        ({"method": "dynamic", "accuracy_level": None, "block_size": None, "embeddings": True}, "manifest"),
+    ],
+)
+def test_quantization(data: Data, change: Data, where: str) -> None:
+    data["base"]["quantization"] = QUANTIZATION
+    assert parse_manifest(json.dumps(data)).base.quantization is not None
+    data["base"]["quantization"] = {**QUANTIZATION, **change}
+    error = refused(data)
+    assert {problem.subject for problem in error.problems} == {where}
+
+
 @pytest.mark.parametrize("version", [0, 4, 99, "1", None, True, [1], {}, 1.5])
 def test_version(data: Data, version: object) -> None:
     error = refused({**data, "format_version": version, "surprise": 1})

@@ -32,11 +32,13 @@ from adexport_runtime.tensors import Array
 from ..ops import HEAD, LINEAR
 from .graph import Emitter, constant, opaque
 
+#: begins the names of constants: other passes have theirs
+_OURS = "adexport.quantized"
 MICROSOFT = "com.microsoft"
 _INPUT_IDS = "input_ids"
 _ZERO_POINT = 128
-#: the largest integer of a weight; inside a branch 7 bits: ONNX Runtime does not change weights there
-#: for CPUs that add two products uint8 · int8 in 16 bits, and 2 · 255 · 64 still fits
+#: the largest integer of a weight; inside a branch 7 bits: what ONNX Runtime does for CPUs that add two
+#: products uint8 · int8 in 16 bits, it does not do there, and 2 · 255 · 64 still fits
 _LARGEST, _LARGEST_INSIDE = 127, 64
 #: keeps a token of zeros from being divided by zero, and is lost in any other
 _TINY = 1e-30
@@ -143,16 +145,16 @@ class _Work:
         assert isinstance(node.graph, ir.Graph)
         emit = _Named(node)
         unit, zero_point = (
-            constant(self.graph, f"adexport.{key}", value)
+            constant(self.graph, f"{_OURS}.{key}", value)
             for key, value in (
                 ("unit", np.array(1 / 127, np.float32)),
-                ("zero", np.array(_ZERO_POINT, np.uint8)),
+                ("zero_point", np.array(_ZERO_POINT, np.uint8)),
             )
         )
         place = (node.graph, x)
         if place not in self.activations:
-            axes = constant(self.graph, "adexport.minus_1", np.array([-1], np.int64))
-            tiny = constant(self.graph, "adexport.tiny", np.array(_TINY, np.float32))
+            axes = constant(self.graph, f"{_OURS}.axes", np.array([-1], np.int64))
+            tiny = constant(self.graph, f"{_OURS}.tiny", np.array(_TINY, np.float32))
             largest = emit("Add", emit("ReduceMax", emit("Abs", x), axes, keepdims=1), tiny)
             integers = emit("QuantizeLinear", emit("Div", x, largest), unit, zero_point)
             self.activations[place] = (integers, largest)

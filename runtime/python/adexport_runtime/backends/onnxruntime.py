@@ -21,6 +21,7 @@ from ..outputs import LOGITS
 from ..tensors import Array
 from . import Binding
 from .kv_caches import KvCaches
+from .saturation import saturates
 
 #: provider -> (ONNX Runtime's name, the extra that brings it)
 PROVIDERS = {
@@ -64,6 +65,7 @@ def open_session(
     threads: int = 0,
     *,
     spin: bool = True,
+    integers: bool = False,
     disabled: Sequence[str] = SLOW_ON_CPU,
 ) -> Any:
     """Load a graph for one provider, with the settings that measured best.
@@ -73,6 +75,7 @@ def open_session(
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: threads of one operator; 0 lets ONNX Runtime choose.
         spin: let idle threads wait busily for the next operator.
+        integers: the graph multiplies uint8 with int8 (dynamic quantization).
         disabled: fusions of ONNX Runtime to leave out on the CPU.
 
     Raises:
@@ -85,8 +88,8 @@ def open_session(
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    # where a CPU would saturate sums of uint8 · int8 products (x86 without VNNI), it takes uint8 · uint8
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if integers and provider == "cpu" and saturates(ort):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     chain = [wanted] if provider == "cpu" else [wanted, "CPUExecutionProvider"]
     try:
         session = ort.InferenceSession(
@@ -170,7 +173,9 @@ class OnnxRuntimeBackend:
                 ),
             )
         self._ort = import_onnxruntime()
-        self._session = open_session(model, provider, threads, spin=spin)
+        quantization = manifest.base.quantization
+        integers = quantization is not None and quantization.method == "dynamic"
+        self._session = open_session(model, provider, threads, spin=spin, integers=integers)
         self._device = "cpu" if provider == "cpu" else "cuda"
         self._outputs = [output.name for output in manifest.outputs]
         self._generation = manifest.generation
