@@ -56,8 +56,8 @@ def check_model(
     The trace is lowered once more with every slot that it can have, in float32, and compared with
     torch; then the model is compared with that, with the reference adapters cut to its slots. A graph
     with caches runs every case at once, and token by token. bfloat16, for which ONNX Runtime has no CPU
-    kernels, is run in float32 on the rounded weights. Of a quantized model this compares what it was quantized
-    from; see :func:`check_quality`.
+    kernels, is run in float32 on the rounded weights. Of a quantized model this compares what it was
+    quantized from; see :func:`check_quality`.
 
     Returns:
         The largest relative difference seen in each comparison.
