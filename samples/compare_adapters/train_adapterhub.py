@@ -31,7 +31,7 @@ from compared import (
     Texts,
     load,
 )
-from training import batches, predict, train
+from training import batches, predict, text_length, train
 
 CONFIGS = {"seq_bn": SeqBnConfig, "double_seq_bn": DoubleSeqBnConfig}
 
@@ -60,7 +60,8 @@ def train_one(family: Family, domain: str, base: str, root: Path, texts: Texts) 
         name, num_labels=len(LABELS), layers=1, use_pooler=True, id2label=dict(enumerate(LABELS))
     )
     model.train_adapter(name)
-    train(model, tokenizer, batches(texts.train, BATCH, EPOCHS), RATE, HEAD_RATE, CLIP)
+    chosen = batches(texts.train, BATCH, EPOCHS, text_length)
+    train(model, tokenizer, chosen, RATE, HEAD_RATE, CLIP)
     folder = family.folder(root, domain)
     folder.parent.mkdir(parents=True, exist_ok=True)
     model.save_adapter(str(folder), name, with_head=True, use_safetensors=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from compared import BATCH, CLIP, EPOCHS, HEAD_RATE, LABELS, LORA, RATE, Texts
 from peft import LoraConfig, TaskType, get_peft_model
-from training import batches, predict, train
+from training import batches, predict, text_length, train
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
@@ -28,7 +28,8 @@ def train_one(domain: str, base: str, root: Path, texts: Texts) -> None:
     model = get_peft_model(
         AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(LABELS)), config
     )
-    train(model, tokenizer, batches(texts.train, BATCH, EPOCHS), RATE, HEAD_RATE, CLIP)
+    chosen = batches(texts.train, BATCH, EPOCHS, text_length)
+    train(model, tokenizer, chosen, RATE, HEAD_RATE, CLIP)
     model.save_pretrained(str(LORA.folder(root, domain)))
     logits = predict(model, tokenizer, [example.text for example in texts.held_out])
     np.save(LORA.logits(root, domain), logits.numpy())

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import minilm
 import vader
 from console import console, done, near, say, step, terminal
-from training import batches, encode, train
+from training import batches, encode, text_length, train
 
 HERE = Path(__file__).resolve().parents[2] / ".cache" / "two_tenants"
 TENANTS = ("tweets", "movies")
@@ -116,7 +116,8 @@ def train_tenant(tenant: str, base: Path, folder: Path, examples: list[vader.Exa
         model, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["query", "value"])
     )
     started = time.perf_counter()
-    shown = track(batches(examples, 32, EPOCHS), f"train {tenant}", console=terminal, transient=True)
+    chosen = batches(examples, 32, EPOCHS, text_length)
+    shown = track(chosen, f"train {tenant}", console=terminal, transient=True)
     train(peft, tokenizer, shown, rate=2e-3)
     peft.save_pretrained(str(folder))
     done(f"train the LoRA of {tenant} with PEFT", started)
