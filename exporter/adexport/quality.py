@@ -18,8 +18,8 @@ from adexport_runtime.text import TextEncoder
 
 from .reference import BOTTLENECK_CASE, FACTORS_CASE, RANKS, Case
 
-#: the smallest cosine that a build may have, by method and bits
-FLOORS = {("weight-only", 8): 0.99, ("weight-only", 4): 0.96, ("dynamic", 8): 0.98}
+#: the mean cosine that a build must have, by method and bits
+FLOORS = {("weight-only", 8): 0.999, ("weight-only", 4): 0.96, ("dynamic", 8): 0.98}
 
 _MASK = "attention_mask"
 #: of the texts of a batch: their logits are held twice
@@ -30,13 +30,14 @@ _FEW = 16
 
 @dataclass(frozen=True)
 class Quality:
-    """The smallest cosine of any output with the float one's, and how often the first choice agrees.
+    """The mean cosine of outputs with the float ones, the smallest, and how often the first choice agrees.
 
     ``top1`` is the part of the positions (or rows) with logits where the largest is the same; None
     without logits. ``compared`` counts the outputs, ``texts`` says whether real texts were run.
     """
 
     cosine: float
+    smallest: float
     top1: float | None
     compared: int
     texts: bool
@@ -51,7 +52,9 @@ class Comparison:
 
     def __init__(self) -> None:
         """Nothing was compared yet."""
-        self._cosine = 1.0
+        self._sum = 0.0
+        self._cosines = 0
+        self._smallest = 1.0
         self._same = 0
         self._choices = 0
         self._compared = 0
@@ -73,13 +76,16 @@ class Comparison:
                 self._same += int((first[0] == first[1]).sum())
                 self._choices += len(first[0])
             cosines = _cosines(*(_directions(name, side) for side in pair))
-            # a NaN is no near miss
-            self._cosine = min(self._cosine, float(np.nan_to_num(cosines, nan=-1.0).min()))
+            self._sum += float(cosines.sum())
+            self._cosines += len(cosines)
+            self._smallest = min(self._smallest, float(np.nan_to_num(cosines, nan=-1.0).min()))
 
     def result(self, *, texts: bool) -> Quality:
         """What was found."""
         top1 = self._same / self._choices if self._choices else None
-        return Quality(self._cosine, top1, self._compared, texts)
+        mean = self._sum / self._cosines if self._cosines else 1.0
+        # a NaN is no near miss
+        return Quality(-1.0 if np.isnan(mean) else mean, self._smallest, top1, self._compared, texts)
 
 
 def _vectors(values: Array, mask: Array | None) -> Array:
@@ -139,7 +145,7 @@ def mask_of(case: Case) -> Array | None:
 
 
 def floor_of(quantization: Quantization, asked: float | None) -> float:
-    """The smallest cosine that may be."""
+    """The mean cosine that must be."""
     return FLOORS[quantization.method, quantization.bits] if asked is None else asked
 
 
@@ -153,7 +159,7 @@ def judge(found: Iterable[tuple[str, float]], quantization: Quantization, floor:
         Problem(
             Code.PARITY,
             name,
-            got=f"a cosine of {cosine:.6f}",
+            got=f"a mean cosine of {cosine:.6f}",
             expected=f"at least {floor:g}",
             cause=f"{quantization.words} changes what this base computes by too much",
             mend=_mend(quantization),

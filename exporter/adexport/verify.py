@@ -44,8 +44,8 @@ SEQ = "seq"
 class Row:
     """One row of the batch: the largest difference from PEFT, and from the same row run alone.
 
-    ``tokens`` is None where the inputs have no length. On a quantized base also the smallest ``cosine`` of
-    an output with PEFT's, and the part of the positions where the largest logit is the same (``top1``).
+    ``tokens`` is None where the inputs have no length. On a quantized base also the mean ``cosine`` of
+    its outputs with PEFT's, and the part of the positions where the largest logit is the same (``top1``).
     """
 
     adapter: str | None
@@ -60,8 +60,8 @@ class Row:
 class Report:
     """What was compared, row by row.
 
-    On a quantized base (``min_cosine``) rows are held to that cosine, and to ``tolerance`` only against
-    themselves alone.
+    On a quantized base (``min_cosine``) their mean cosine is held to that, and rows to ``tolerance`` only
+    against themselves alone.
     """
 
     rows: tuple[Row, ...]
@@ -75,14 +75,23 @@ class Report:
 
     @property
     def cosine(self) -> float | None:
-        """The smallest cosine in any row of a quantized base."""
-        return min((row.cosine for row in self.rows if row.cosine is not None), default=None)
+        """The mean cosine of a quantized base, over all tokens (or rows)."""
+        return self._mean([row.cosine for row in self.rows])
 
     @property
     def top1(self) -> float | None:
         """The part of all tokens (or rows) of a quantized base where the largest logit is the same."""
-        found = [(row.top1, row.tokens or 1) for row in self.rows if row.top1 is not None]
-        return sum(part * size for part, size in found) / sum(size for _, size in found) if found else None
+        return self._mean([row.top1 for row in self.rows])
+
+    def _mean(self, values: list[float | None]) -> float | None:
+        found = [
+            (value, row.tokens or 1)
+            for value, row in zip(values, self.rows, strict=True)
+            if value is not None
+        ]
+        return (
+            sum(value * size for value, size in found) / sum(size for _, size in found) if found else None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -111,7 +120,7 @@ def verify_bundle(
             made on all sites that take them.
         model: where torch finds the base; None takes where the bundle was built from.
         tolerance: largest difference, as a part of the largest value (at least 1).
-        min_cosine: smallest cosine of a quantized base's outputs; None takes that of a build.
+        min_cosine: mean cosine of a quantized base's outputs, at least; None takes that of a build.
         seed: of the inputs.
         progress: called as each step starts.
 
@@ -156,7 +165,7 @@ def verify_bundle(
 def _limits(
     manifest: Manifest, tolerance: float | None, min_cosine: float | None
 ) -> tuple[float, float | None]:
-    """The tolerance, and the smallest cosine of a quantized base."""
+    """The tolerance, and the least mean cosine of a quantized base."""
     quantization = manifest.base.quantization
     if quantization is None:
         if min_cosine is not None:
@@ -288,9 +297,13 @@ def _compare(
     problems = [
         problem for index, row in enumerate(compared) for problem in _faults(index, row, limit, floor)
     ]
+    report = Report(tuple(compared), limit, floor)
+    if floor is not None and not (report.cosine or 0) >= floor:
+        said = f"a mean cosine of {report.cosine:.6f}"
+        problems.append(Problem(Code.PARITY, "all rows", got=said, expected=f"at least {floor:g}"))
     if problems:
         raise BuildError("the bundle differs from PEFT", problems)
-    return Report(tuple(compared), limit, floor)
+    return report
 
 
 def _faults(index: int, row: Row, limit: float, floor: float | None) -> list[Problem]:
@@ -301,9 +314,10 @@ def _faults(index: int, row: Row, limit: float, floor: float | None) -> list[Pro
     if not worst <= limit:
         got = f"a difference of {worst:.2e}" + ("" if floor is None else " from the row alone")
         found.append(Problem(Code.PARITY, subject, got=got, expected=f"at most {limit:.0e}"))
-    if floor is not None and (np.isinf(row.difference) or not (row.cosine or 0) >= floor):
-        got = f"a cosine of {row.cosine:.6f}" if np.isfinite(row.difference) else "NaN, or other shapes"
-        found.append(Problem(Code.PARITY, subject, got=got, expected=f"a cosine of at least {floor:g}"))
+    if floor is not None and np.isinf(row.difference):
+        found.append(
+            Problem(Code.PARITY, subject, got="NaN, or other shapes", expected="numbers near PEFT's")
+        )
     return found
 
 

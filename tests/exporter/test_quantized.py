@@ -68,9 +68,10 @@ class TestTheJudgement:
         comparison.add(*sides, None if mask is None else np.asarray(mask))
         return comparison.result(texts=True)
 
-    def test_the_smallest_cosine_counts(self) -> None:
+    def test_the_mean_counts_and_the_smallest_is_told(self) -> None:
         found = self.compared([[1, 0], [1, 1], [0, 0]], [[2, 0], [1, 0], [0, 0]], "last_hidden_state")
-        assert found.cosine == pytest.approx(np.sqrt(0.5))
+        assert found.cosine == pytest.approx((2 + np.sqrt(0.5)) / 3)
+        assert found.smallest == pytest.approx(np.sqrt(0.5))
         assert (found.top1, found.compared) == (None, 3)
 
     def test_logits_are_compared_around_their_mean(self) -> None:
@@ -98,7 +99,7 @@ class TestTheJudgement:
             lower_again(bundle_copy, options=BuildOptions(quantize="int8", min_cosine=1.0))
         assert caught.value.codes == {Code.PARITY}
         for problem in caught.value.problems:
-            assert "a cosine of 0.9999" in problem.got
+            assert "a mean cosine of 0.9999" in problem.got
             assert problem.expected == "at least 1"
             assert "--quantize-method weight-only" in problem.mend
         assert tree(bundle_copy) == before
@@ -206,7 +207,7 @@ class TestABundle:
         assert report.top1 is None
         with pytest.raises(BuildError) as caught:
             verify_bundle(tmp_path / "b", adapters, min_cosine=1)
-        assert len(caught.value.problems) == len(report.rows)
+        assert [problem.subject for problem in caught.value.problems] == ["all rows"]
         with pytest.raises(BuildError) as caught:
             verify_bundle(tiny_bundle, adapters, min_cosine=0.5)
         assert caught.value.codes == {Code.BAD_INPUT}

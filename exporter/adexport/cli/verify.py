@@ -77,7 +77,7 @@ def verify(
     )
     if quantized:
         first = "" if report.top1 is None else f"; same first choice {report.top1:.1%}"
-        out.print(f"near: smallest cosine {report.cosine:.4f}, allowed {report.min_cosine:g}{first}")
+        out.print(f"near: mean cosine {report.cosine:.4f}, allowed {report.min_cosine:g}{first}")
     else:
         out.print(f"equal: largest difference {report.worst:.1e}, allowed {report.tolerance:.0e}")
 
