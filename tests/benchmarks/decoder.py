@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 from samples.smollm2 import smollm2_folder
 
 from adexport.bench.decoding import Stepper, time_pair
@@ -42,13 +45,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--genai", type=Path, help="what generate_genai.py prepared")
     parser.add_argument("--adapters", type=Path, nargs="*", help="the PEFT folders given to it")
+    parser.add_argument("--bundle", type=Path, help="of SmolLM2, slots of rank 16; made if not given")
     parser.add_argument("--only-genai", action="store_true")
     chosen = parser.parse_args()
     everything: dict[str, Any] = {"machine": machine()}
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()))
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = Path(scratch) / "smollm2.bundle"
-        build_model(str(smollm2_folder()), bundle, options=BuildOptions(max_rank=16))
+        bundle = chosen.bundle or Path(scratch) / "smollm2.bundle"
+        if chosen.bundle is None:
+            build_model(str(smollm2_folder()), bundle, options=BuildOptions(max_rank=16))
         if not chosen.only_genai:
             everything["generate"] = [measure(bundle, *one, chosen.repeats) for one in SETTINGS]
             everything["quantized"] = {
@@ -82,7 +87,11 @@ def measure(bundle: Path, threads: int, rank: int, repeats: int) -> dict[str, An
 def quantized(bundle: Path, kind: str, scratch: Path, repeats: int) -> dict[str, Any]:
     """A step of one row, slots on, beside the same in float32."""
     target = scratch / f"{kind}.bundle"
-    result = lower_again(bundle, target, options=BuildOptions(quantize=kind), adapters=False)
+    # int4 is timed although a model as small as this one is refused with it
+    options = BuildOptions(quantize=kind, min_cosine=0.5)
+    result = lower_again(bundle, target, options=options, adapters=False)
+    assert result.quality is not None
+    (scratch / f"{kind}.work").mkdir()
     workload = make_workload(
         Bundle.open(bundle),
         batch=1,
@@ -100,7 +109,9 @@ def quantized(bundle: Path, kind: str, scratch: Path, repeats: int) -> dict[str,
         "cpu_ratio": timing.cpu_ratio.median,
         "cpu_ms": timing.cpu_ms,
         "fp32_cpu_ms": timing.other_cpu_ms,
-        "size": sum(
+        "cosine": result.quality.cosine,
+        "top1": result.quality.top1,
+        "bytes": sum(
             entry.bytes for entry in result.bundle.manifest.files if entry.path.startswith("weights")
         ),
     }
