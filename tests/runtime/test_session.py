@@ -249,6 +249,11 @@ def test_a_batch_that_fails_leaves_later_requests_alone(
         ([True, False], None, {}, "token ids"),
         ([[1, 2]], None, {}, "token ids"),
         (b"ab", None, {}, "token ids"),
+        (bytearray(b"ab"), None, {}, "token ids"),
+        (memoryview(b"ab"), None, {}, "token ids"),
+        ([1, True], None, {}, "token ids"),
+        (np.array(5), None, {}, "token ids"),
+        (np.array([]), None, {}, "empty prompt"),
         (None, None, {}, "token ids"),
         (7, None, {}, "token ids"),
         ([5] * 60, None, {"max_new_tokens": 5}, "at most 64 together"),
@@ -269,6 +274,16 @@ def test_bad_requests_are_refused_alone(
         assert running.result(60).reason == "length"
     with pytest.raises(RequestError, match=words):
         engine.generate([prompt], [adapter], **settings)
+
+
+@pytest.mark.parametrize(
+    "prompts", [None, 5, b"ab", np.array(5), {"role": "user", "content": "hello"}, {"hello", "there"}]
+)
+def test_prompts_that_are_no_rows(engine: Engine, prompts: Any) -> None:
+    """A message alone is not taken for the two texts that its keys are."""
+    with pytest.raises(RequestError, match="a list of prompts") as caught:
+        engine.generate(prompts)
+    assert caught.value.codes == {Code.BAD_INPUT}
 
 
 def test_unknown_adapters_and_settings(engine: Engine) -> None:

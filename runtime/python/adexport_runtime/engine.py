@@ -25,7 +25,7 @@ from .generation import Batch, Generated, Generator, Prompt, Request, Sampling, 
 from .generation.settings import SEEDS
 from .names import check_name
 from .outputs import LOGITS, Outputs, cut_logits
-from .request import Adapters, check_adapters, check_inputs, check_size, prompt_lengths
+from .request import Adapters, check_adapters, check_inputs, check_prompts, check_size, prompt_lengths
 from .tensors import Array
 from .text import TextEncoder
 
@@ -208,7 +208,7 @@ class Engine:
             RequestError: a prompt, adapters or settings that do not fit, before anything runs.
             BundleError: the bundle does not generate.
         """
-        rows: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+        rows = check_prompts(prompts)
         names = check_adapters(adapters, len(rows), self.bundle.manifest)
         asked = Sampling(**settings)
         room = self._room(None)

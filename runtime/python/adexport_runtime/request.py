@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Integral
 from typing import Any
 
@@ -95,6 +95,32 @@ def check_adapters(adapters: Adapters, batch: int, manifest: Manifest) -> list[s
             ),
         )
     return rows
+
+
+def check_prompts(prompts: Any) -> list[Any]:
+    """One prompt for each row; a text alone is one.
+
+    Raises:
+        RequestError: what is given has no rows in an order.
+    """
+    if isinstance(prompts, str):
+        return [prompts]
+    unordered = isinstance(prompts, Mapping | Set | bytes | bytearray | memoryview)
+    if (
+        unordered
+        or not isinstance(prompts, Iterable)
+        or (isinstance(prompts, np.ndarray) and not prompts.ndim)
+    ):
+        raise RequestError(
+            "the prompts do not fit",
+            Problem(
+                Code.BAD_INPUT,
+                "prompts",
+                got=repr(prompts)[:80],
+                expected="a list of prompts, each a text, token ids, or a list of chat messages",
+            ),
+        )
+    return list(prompts)
 
 
 def prompt_lengths(mask: Array) -> Array:

@@ -117,9 +117,7 @@ class Generator:
         """
         if isinstance(prompt, str):
             ids = self.text.ids(prompt) if prompt else []
-        elif isinstance(prompt, Sequence | np.ndarray) and all(
-            isinstance(part, Mapping) for part in prompt
-        ):
+        elif isinstance(prompt, Sequence) and all(isinstance(part, Mapping) for part in prompt):
             ids = self.text.ids(self.chat.render(list(prompt)), special_tokens=False) if len(prompt) else []
         else:
             ids = self._checked(prompt)
@@ -134,7 +132,10 @@ class Generator:
             array = np.asarray(prompt)
         except ValueError:
             array = np.zeros(())
-        if isinstance(prompt, bytes) or array.ndim != 1 or array.dtype.kind not in "iu":
+        array = array.astype(np.int64) if array.shape == (0,) else array  # numpy takes no ids for floats
+        words = isinstance(prompt, bytes | bytearray | memoryview)
+        truth = isinstance(prompt, Sequence) and any(isinstance(token, bool) for token in prompt)
+        if words or truth or array.ndim != 1 or array.dtype.kind not in "iu":
             raise RequestError(
                 _HEADLINE,
                 Problem(Code.BAD_INPUT, "prompt", got=repr(prompt)[:80], expected=_EXPECTED),
