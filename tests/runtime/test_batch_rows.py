@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adexport_runtime import batch_rows
 from adexport_runtime.batch_rows import BatchRows
 from adexport_runtime.slots import SlotInput
 
@@ -98,3 +101,23 @@ def test_any_order_of_changes(changes: list[tuple[str, int, int, int]]) -> None:
             expected[other], expected[one] = expected[one], {}
             rows.move(one, other)
         check(rows, expected)
+
+
+def test_a_row_that_finds_no_memory_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = BatchRows(SLOTS, np.dtype(np.float32), 3)
+    rows.put(0, made(4, 1))
+    full = np.full
+
+    def fail(shape: list[int], *args: Any) -> Any:
+        if shape == [3, 64, 2]:  # A has found some
+            raise MemoryError
+        return full(shape, *args)
+
+    monkeypatch.setattr(batch_rows.np, "full", fail)
+    with pytest.raises(MemoryError):
+        rows.put(1, made(64, 2))
+    assert rows.view(slice(0, 3))["A"].shape == (3, 3, 8)
+    check(rows, [made(4, 1), {}, {}])
+    rows.put(2, made(12, 3))
+    assert rows.view(slice(0, 3))["A"].shape == (3, 3, 16)
+    check(rows, [made(4, 1), {}, made(12, 3)])

@@ -239,6 +239,27 @@ def test_a_batch_that_fails_leaves_later_requests_alone(
         assert again.result(60).ids == expected
 
 
+def test_an_adapter_that_finds_no_memory_fails_its_own_request(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = alone(engine, PROMPTS[0], "t0").ids
+    lease = engine._bank.lease
+
+    def fail(names: set[str]) -> Any:
+        if "t1" in names:
+            raise MemoryError("of a row")
+        return lease(names)
+
+    monkeypatch.setattr(engine._bank, "lease", fail)
+    with engine.session(2, MAX) as session:
+        running = session.submit(PROMPTS[0], "t0", max_new_tokens=16, eos=())
+        with pytest.raises(RequestError, match="t1: got MemoryError: of a row") as caught:
+            session.submit(PROMPTS[1], "t1", max_new_tokens=2).result(60)
+        assert caught.value.codes == {Code.RUN_FAILED}
+        assert running.result(60).ids == expected
+        assert session.open == 0
+
+
 @pytest.mark.parametrize(
     ("prompt", "adapter", "settings", "words"),
     [

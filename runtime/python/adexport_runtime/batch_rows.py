@@ -47,9 +47,17 @@ class BatchRows:
         return sum(array.nbytes for array in self._arrays.values())
 
     def put(self, row: int, tensors: Tensors) -> None:
-        """Fill a row; slot inputs that are not named get the identity."""
+        """Fill a row; slot inputs that are not named get the identity.
+
+        Raises:
+            MemoryError: there is none for sizes so large; then the row counts for nothing.
+        """
         self._rows[row] = sizes_of(self._shapes, tensors)
-        self._fit()
+        try:
+            self._fit()
+        except MemoryError:
+            self._rows[row] = {}
+            raise
         self.revision += 1
         for name, array in self._arrays.items():
             array[row] = self._identity(name)
@@ -77,6 +85,7 @@ class BatchRows:
             self._replace(rounded_sizes(needed))
 
     def _replace(self, sizes: Mapping[str, int]) -> None:
+        made: dict[str, Array] = {}
         for name, shape in self._shapes.items():
             old = self._arrays.get(name)
             fixed = [size if isinstance(size, int) else sizes[size] for size in shape]
@@ -86,7 +95,8 @@ class BatchRows:
             if old is not None:
                 common = tuple(slice(min(pair)) for pair in zip(fixed, old.shape[1:], strict=True))
                 new[(slice(None), *common)] = old[(slice(None), *common)]
-            self._arrays[name] = new
+            made[name] = new
+        self._arrays |= made  # all or none: sizes that two arrays share stay the same
         self._sizes = dict(sizes)
         self.layout += 1
 

@@ -149,8 +149,8 @@ class Batch:
             try:
                 if request.adapter is not None:
                     self._put_adapter(self._slots, seat, request.adapter)
-            except AdexportError as error:
-                request.end("error", error)
+            except Exception as error:  # the request sits nowhere yet: nobody else would end it
+                request.end("error", _known(error, "no row for the adapter", str(request.adapter)))
                 continue
             self._seats[seat] = request
             seats.append(seat)
@@ -204,13 +204,8 @@ class Batch:
         try:
             rows = slice(seats[0], seats[-1] + 1)
             logits = self._backend().step(feeds, self._slots, self._caches, rows, binding)
-        except AdexportError as error:
-            failure = error
         except Exception as error:  # whatever a provider throws
-            failure = RequestError(
-                "the batch failed",
-                Problem(Code.RUN_FAILED, "the graph", got=f"{type(error).__name__}: {error}"),
-            )
+            failure = _known(error, "the batch failed", "the graph")
         else:
             return logits[:, 0]
         for request in requests:
@@ -245,3 +240,10 @@ class Batch:
             self._caches.move(seat, gap, request.past)
             self._slots.move(seat, gap)
             self._seats[gap], self._seats[seat] = request, None
+
+
+def _known(error: Exception, headline: str, subject: str) -> AdexportError:
+    """The error as one of the library's."""
+    if isinstance(error, AdexportError):
+        return error
+    return RequestError(headline, Problem(Code.RUN_FAILED, subject, got=f"{type(error).__name__}: {error}"))
