@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +152,28 @@ def test_other_slots_without_torch(bundle: Path, llama: Tenants, tmp_path: Path)
     with Engine.open(plain.bundle.root, threads=1) as engine:
         again = engine.generate(make_prompts(97, LENGTHS), eos=(), **few)
     assert [result.ids for result in again] == [result.ids for result in base]
+
+
+@pytest.mark.parametrize(
+    ("edit", "subject"),
+    [
+        (lambda generation: generation.update(lengths="elsewhere"), "elsewhere"),
+        (lambda generation: generation["caches"].pop(), "past.1.key"),
+        (lambda generation: generation["caches"][1].update(kv_heads=1), "past.1.value"),
+        (lambda generation: generation["caches"][1].update(size=8), "past.1.key"),
+    ],
+)
+def test_caches_that_are_not_those_of_the_graph(
+    edit: Callable[[Any], Any], subject: str, bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    edit(manifest["generation"])
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="not the graph of its manifest") as caught:
+        Engine.open(tmp_path / "bundle")
+    assert subject in {problem.subject for problem in caught.value.problems}
+    assert caught.value.codes == {Code.BAD_MANIFEST}
 
 
 def test_a_model_without_a_known_cache_runs_prompts(tmp_path: Path) -> None:

@@ -319,6 +319,54 @@ def test_inconsistent_slots(every_slot: Path, name: str) -> None:
     assert said in str(error)
 
 
+def make_generating(data: Data) -> None:
+    """Let the manifest be that of a graph with one cache, whose slots have the batch's rows."""
+    cache = {"past_key": "pk", "past_value": "pv", "present_key": "k", "present_value": "v"}
+    names = {"lengths": "lengths", "past_lengths": "past", "logits_at": "at"}
+    data["base"]["task"] = "text-generation"
+    data["inputs"] = [spec for spec in data["inputs"] if spec["name"] != "token_type_ids"]
+    data["outputs"] = [{"name": "logits", "dtype": "fp32", "shape": ["batch", "seq", 9]}]
+    data["generation"] = {
+        **names,
+        "caches": [{**cache, "kv_heads": 2, "size": 8, "window": None}],
+        "eos_ids": [2],
+    }
+    data["adapter_ids"], data["slot_rows"] = None, "batch"
+
+
+#: the same where there are caches
+INCONSISTENT_GENERATION: dict[str, tuple[Callable[[Data], None], str]] = {
+    "no caches": (put("generation", "caches", value=[]), "needs caches"),
+    "a cache twice": (put("generation", "caches", 0, "past_key", value="pv"), "pv is listed twice"),
+    "a cache named like an input": (
+        put("generation", "caches", 0, "past_key", value="input_ids"),
+        "input is listed twice",
+    ),
+    "another task": (put("base", "task", value="feature-extraction"), "text-generation alone"),
+    "an older version": (put("format_version", value=2), "not known to version 2"),
+    "no end of positions": (put("base", "max_positions", value=None), "needs max_positions"),
+    "no inputs": (put("inputs", value=[]), "input_ids and attention_mask alone"),
+    "no end of ids": (put("inputs", 0, "high", value=None), "the high of input_ids"),
+    "no logits": (put("outputs", value=[]), "the output logits alone"),
+    "rows of the batch without caches": (put("generation", value=None), "slot_rows must be batch"),
+    "rows of the bank with caches": (
+        lambda data: data.update(slot_rows="bank", adapter_ids="ids"),
+        "slot_rows must be batch",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INCONSISTENT_GENERATION)
+def test_inconsistent_generation(data: Data, name: str) -> None:
+    make_generating(data)
+    parse_manifest(json.dumps(data))
+    edit, said = INCONSISTENT_GENERATION[name]
+    edit(data)
+    error = refused(data)
+    assert error.codes == {Code.BAD_MANIFEST}
+    assert said in str(error)
+
+
 def test_inconsistencies_are_named_together(data: Data) -> None:
     put("adapter_ids", value=None)(data)
     put("sites", 0, "in_features", value=33)(data)

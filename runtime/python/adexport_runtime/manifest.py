@@ -170,8 +170,9 @@ class Manifest(Schema):
         picked = slotted and self.slot_rows == "bank"
         if picked != (self.adapter_ids is not None) or slotted != bool(self.slots):
             wrong.append("sites, slots and adapter_ids must be there together or not at all")
-        if self.generation is not None and self.base.task != "text-generation":
-            wrong.append("generation belongs to text-generation alone")
+        if (self.slot_rows == "batch") != (slotted and self.generation is not None):
+            wrong.append("slot_rows must be batch if and only if there are slots and generation")
+        wrong += self._generation_faults()
         for kind, there in self._kinds().items():
             if there != (kind in self.slots):
                 wrong.append(f"slots must name {kind} if and only if there are such slots")
@@ -190,6 +191,23 @@ class Manifest(Schema):
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    def _generation_faults(self) -> list[str]:
+        """What generation needs elsewhere in the manifest and does not find."""
+        if self.generation is None:
+            return []
+        offered = {spec.name: spec for spec in self.inputs}
+        faults = {
+            "generation belongs to text-generation alone": self.base.task != "text-generation",
+            f"generation is not known to version {self.format_version}": self.format_version < 3,
+            "generation needs max_positions": self.base.max_positions is None,
+            "generation needs the inputs input_ids and attention_mask alone": set(offered)
+            != {"input_ids", "attention_mask"},
+            "generation needs the high of input_ids": "input_ids" in offered
+            and offered["input_ids"].high is None,
+            "generation needs the output logits alone": [spec.name for spec in self.outputs] != ["logits"],
+        }
+        return [fault for fault, there in faults.items() if there]
 
     def _kinds(self) -> dict[SlotKind, bool]:
         """Which kinds of slots there are."""

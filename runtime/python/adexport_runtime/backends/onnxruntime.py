@@ -15,7 +15,7 @@ import numpy as np
 from .. import dtypes
 from ..bank import Lease
 from ..batch_rows import BatchRows
-from ..errors import BundleError, Code, DependencyError, Problem, ProviderError
+from ..errors import BundleError, Code, DependencyError, Problem, ProviderError, RequestError
 from ..manifest import Manifest
 from ..outputs import LOGITS
 from ..tensors import Array
@@ -123,6 +123,39 @@ def open_session(
     return session
 
 
+def _check_inputs(model: Path, manifest: Manifest, inputs: Sequence[Any]) -> None:
+    """The graph takes what the manifest says, and caches of that shape."""
+    generation = manifest.generation
+    expected: dict[str, tuple[int, int] | None] = {slot.name: None for slot in manifest.slot_inputs}
+    if generation is None:
+        expected |= {spec.name: None for spec in manifest.inputs}
+        expected |= {} if manifest.adapter_ids is None else {manifest.adapter_ids: None}
+    else:
+        expected |= dict.fromkeys(("input_ids", *generation.inputs))
+        expected |= {
+            name: (cache.kv_heads, cache.size)
+            for cache in generation.caches
+            for name in (cache.past_key, cache.past_value)
+        }
+    found = {given.name: given.shape for given in inputs}
+    problems = [
+        Problem(Code.BAD_MANIFEST, name, got="an input that only the graph has")
+        for name in found.keys() - expected.keys()
+    ]
+    for name, shape in expected.items():
+        if name not in found:
+            problems.append(Problem(Code.BAD_MANIFEST, name, got="no such input of the graph"))
+        elif shape is not None and tuple(found[name][1::2]) != shape:
+            got = f"the shape {found[name]} in the graph"
+            wanted = f"{shape[0]} heads of {shape[1]}, as the manifest says"
+            problems.append(Problem(Code.BAD_MANIFEST, name, got=got, expected=wanted))
+    if problems:
+        raise BundleError(
+            f"{model} is not the graph of its manifest",
+            sorted(problems, key=lambda problem: problem.subject),
+        )
+
+
 def _wanted(provider: str, available: list[str], version: str) -> str:
     if provider not in PROVIDERS:
         raise ProviderError(
@@ -176,6 +209,8 @@ class OnnxRuntimeBackend:
         quantization = manifest.base.quantization
         integers = quantization is not None and quantization.method == "dynamic"
         self._session = open_session(model, provider, threads, spin=spin, integers=integers)
+        _check_inputs(model, manifest, self._session.get_inputs())
+        self._name = str(model.parent)
         self._device = "cpu" if provider == "cpu" else "cuda"
         self._outputs = [output.name for output in manifest.outputs]
         self._generation = manifest.generation
@@ -191,12 +226,13 @@ class OnnxRuntimeBackend:
 
     def run(self, feeds: Mapping[str, Array], lease: Lease) -> dict[str, Array]:
         """Run once; see :class:`~adexport_runtime.backends.Backend`."""
-        with self._binding(lease) as io:
+        session = self._opened
+        with self._binding(lease, session) as io:
             for name, value in feeds.items():
                 io.bind_cpu_input(name, value)
             for name in self._outputs:  # anew for each run: a kept output keeps its last shape
                 io.bind_output(name, "cpu")
-            self._session.run_with_iobinding(io)
+            session.run_with_iobinding(io)
             values = io.get_outputs()
             return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
 
@@ -212,8 +248,9 @@ class OnnxRuntimeBackend:
 
         What is bound is the address of the rows: the caches are read and written where they lie.
         """
+        session = self._opened
         if binding.io is None:
-            binding.io = self._session.io_binding()
+            binding.io = session.io_binding()
         io = binding.io
         if binding.caches != (caches, rows.start, rows.stop):
             self._bind_caches(io, caches, rows)
@@ -235,7 +272,7 @@ class OnnxRuntimeBackend:
         for name, value in feeds.items():
             io.bind_cpu_input(name, value)
         io.bind_output(LOGITS, "cpu")
-        self._session.run_with_iobinding(io)
+        session.run_with_iobinding(io)
         logits: Array = io.get_outputs()[-1].numpy()  # bound behind the caches
         return logits
 
@@ -253,11 +290,19 @@ class OnnxRuntimeBackend:
         self._resident = (-1, {})
         self._session = None
 
+    @property
+    def _opened(self) -> Any:
+        """The session; another thread may close the backend meanwhile."""
+        session = self._session
+        if session is None:
+            raise RequestError("the engine is closed", Problem(Code.CLOSED, self._name))
+        return session
+
     @contextmanager
-    def _binding(self, lease: Lease) -> Iterator[Any]:
+    def _binding(self, lease: Lease, session: Any) -> Iterator[Any]:
         """An IOBinding that holds the lease's banks, for one run."""
         with self._lock:
-            binding = self._idle.pop() if self._idle else _Binding(self._session.io_binding())
+            binding = self._idle.pop() if self._idle else _Binding(session.io_binding())
         # host arrays are shared with ONNX Runtime; device copies go stale with every write
         key = lease.layout if self._device == "cpu" else lease.revision
         if binding.key != key:
