@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -63,6 +65,18 @@ def bind(engine: Engine, name: str, seed: int, rank: int = 4, size: float = 0.3)
         tensors[a.name] = random.standard_normal((site.in_features, rank)).astype(np.float32)
         tensors[b.name] = (random.standard_normal((rank, site.out_features)) * size).astype(np.float32)
     engine._bank.put(name, tensors)
+
+
+def paced(engine: Engine, steps: int) -> threading.Semaphore:
+    """Let the engine's graph run so many times, and then once for every release."""
+    allowed, step = threading.Semaphore(steps), engine._running.step
+
+    def wait(*args: Any) -> Any:
+        assert allowed.acquire(timeout=60)
+        return step(*args)
+
+    engine._running.step = wait  # type: ignore[method-assign]
+    return allowed
 
 
 ROWS = [None, "t0", "t1", "t0", None, "t1"]
@@ -132,11 +146,13 @@ def test_what_is_bound_meanwhile_is_for_later_requests(engine: Engine) -> None:
 
 def test_an_adapter_that_is_unbound_while_its_request_waits(engine: Engine) -> None:
     expected = alone(engine, PROMPTS[0], None, max_new_tokens=50).ids
+    steps = paced(engine, 0)
     with engine.session(1, MAX) as session:
         running = session.submit(PROMPTS[0], None, max_new_tokens=50, eos=())
         waiting = session.submit(PROMPTS[1], "t0", max_new_tokens=50)
         last = session.submit(PROMPTS[0], None, max_new_tokens=50, eos=())
         engine.unbind("t0")
+        steps.release(1000)
         assert running.result(60).ids == expected
         with pytest.raises(UnknownAdapterError):
             waiting.result(60)
@@ -166,6 +182,7 @@ def test_an_adapter_that_gives_nan_fails_its_own_request(engine: Engine, setting
 
 def test_cancelling(engine: Engine) -> None:
     expected = all_alone(engine, max_new_tokens=40)
+    steps = paced(engine, 3)  # the prompts go in, one by one
     with engine.session(3, MAX) as session:
         streams = [
             session.submit(prompt, row, max_new_tokens=40, eos=())
@@ -174,6 +191,7 @@ def test_cancelling(engine: Engine) -> None:
         next(streams[1].tokens())
         streams[1].cancel()
         streams[5].cancel()  # while it waits
+        steps.release(1000)
         cancelled = streams[1].result(60)
         assert cancelled.reason == "cancelled"
         assert cancelled.ids == expected[1][: len(cancelled.ids)]
@@ -183,11 +201,13 @@ def test_cancelling(engine: Engine) -> None:
 
 
 def test_a_full_session_refuses_if_asked_to(engine: Engine) -> None:
+    steps = paced(engine, 0)
     with engine.session(1, MAX, when_full="refuse") as session:
         running = session.submit(PROMPTS[0], max_new_tokens=40, eos=())
         with pytest.raises(RequestError) as caught:
             session.submit(PROMPTS[1], max_new_tokens=2)
         assert caught.value.codes == {Code.SESSION_FULL}
+        steps.release(42)
         running.result(60)
         session.submit(PROMPTS[1], max_new_tokens=2).result(60)  # there is room again
 
@@ -205,12 +225,27 @@ def test_closing_ends_what_runs(engine: Engine) -> None:
     assert caught.value.codes == {Code.CLOSED}
 
 
+def test_the_interpreter_ends_while_a_session_is_open(bundle: Path) -> None:
+    """Most times: the thread is in the graph when the program is at its end."""
+    program = f"""
+from adexport_runtime import Engine
+session = Engine.open({str(bundle)!r}, threads=1).session(2, {MAX})
+streams = [session.submit([5, 9], max_new_tokens=60, eos=()) for _ in range(40)]
+next(streams[0].tokens())
+"""
+    for _ in range(3):
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+
+
 def test_closing_the_engine_fails_what_runs(bundle: Path) -> None:
     engine = Engine.open(bundle, threads=1)
+    steps = paced(engine, 1)
     with engine.session(2, MAX) as session:
         stream = session.submit(PROMPTS[0], max_new_tokens=60, eos=())
         next(stream.tokens())
-        engine.close()
+        engine.close()  # just before a step
+        steps.release()
         with pytest.raises(RequestError) as caught:
             stream.result(60)
         assert caught.value.codes == {Code.CLOSED}
@@ -339,9 +374,11 @@ def test_memory_is_what_was_said(engine: Engine) -> None:
     """Two layers of two KV heads of 16, keys and values, float32: 512 bytes for a token."""
     with engine.session(3, 40) as session:
         assert session.nbytes == 3 * 40 * 512
+        steps = paced(engine, 1)
         running = session.submit(PROMPTS[0], "t1", max_new_tokens=30, eos=())
         next(running.tokens())
         assert session.nbytes > 3 * 40 * 512  # and the rows of the adapters
+        steps.release(29)
         running.result(60)
         deadline = time.monotonic() + 30
         while session.nbytes > 3 * 40 * 512 and time.monotonic() < deadline:

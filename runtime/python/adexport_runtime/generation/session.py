@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Literal
@@ -121,6 +123,7 @@ class Session:
         self._state = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="adexport-session", daemon=True)
         self._thread.start()
+        _OPEN.add(self)
 
     def __enter__(self) -> Session:
         return self
@@ -214,3 +217,14 @@ class Session:
                     )
                 )
                 more = False
+
+
+_OPEN: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what is open when the interpreter ends: a thread within ONNX Runtime would abort it."""
+    for session in list(_OPEN):
+        if session._thread.is_alive():  # not in a fork, which has the session but not its thread
+            session.close()
