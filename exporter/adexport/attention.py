@@ -58,7 +58,7 @@ class OpaqueAttention:
                 self._unsupported.append("the model does not use transformers' attention interface")
             else:
                 run()
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        except Exception as error:  # whatever a foreign model raises
             self._unsupported.append(f"{type(error).__name__}: {error}")
         finally:
             self._surveying = False

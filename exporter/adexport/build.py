@@ -114,7 +114,8 @@ def build_model(
     inputs = architecture.inputs(loaded.model)
     outputs = architecture.outputs(loaded.model, loaded.task, loaded.untrained)
     positions = architecture.max_positions
-    made = make_generating(loaded.model, positions) if loaded.task == TEXT_GENERATION else []
+    takes = [spec.name for spec in inputs]
+    made = make_generating(loaded.model, positions, takes) if loaded.task == TEXT_GENERATION else []
     generating, reasons = (made, []) if isinstance(made, Generating) else (None, made)
     positions = generating.positions if generating else positions
     trace = trace_model(

@@ -65,32 +65,40 @@ class CachedAttention:
         AttentionInterface.register(IMPLEMENTATION, self._attend)
         AttentionMaskInterface.register(IMPLEMENTATION, self._mask)
 
-    def survey(self, model: PreTrainedModel, run: Callable[[], Any]) -> list[str]:
-        """Run the model once; returns why it cannot have a cache (empty: it can)."""
+    def survey(
+        self, model: PreTrainedModel, run: Callable[[], Any], check: Callable[[], list[str]] = list
+    ) -> list[str]:
+        """Run the model once; returns why it cannot have a cache (empty: it can).
+
+        ``check`` may give more reasons: while it runs, all attention gives zeros.
+        """
         before = model.config._attn_implementation
-        self._survey = RotarySurvey(model, self._positions)
+        survey = self._survey = RotarySurvey(model, self._positions)
         try:
             model.set_attn_implementation(IMPLEMENTATION)
             if model.config._attn_implementation != IMPLEMENTATION:
                 self._unsupported.append("the model does not use transformers' attention interface")
             else:
-                with self._survey.watching(), torch.no_grad():
+                with survey.watching(), torch.no_grad():
                     run()
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+                self._survey = None
+                self._unsupported += check()
+        except Exception as error:  # whatever a foreign model raises
             self._unsupported.append(f"{type(error).__name__}: {error}")
         finally:
+            self._survey = None
             self._masks = {}
             model.set_attn_implementation(before)
         if not self.layers:
             self._unsupported.append("no attention was seen")
-        if not self._survey.faults:
-            self.tables = self._survey.tables
+        idle = set(range(len(survey.tables))) - {layer.rotary for layer in self.layers}
+        if not survey.faults and not idle:
+            self.tables = survey.tables
         else:  # then the graph rotates by itself, from the positions
             self.layers = [
                 CacheLayer(layer.heads, layer.kv_heads, layer.size, layer.window, None)
                 for layer in self.layers
             ]
-        self._survey = None
         return sorted(set(self._unsupported))
 
     @contextmanager
@@ -139,9 +147,9 @@ class CachedAttention:
         shape = (batch, seq, heads, value.shape[-1])
         if self._survey is not None:
             self._look(module, query, key, value, attention_mask, kwargs)
-            return query.new_zeros(shape), None
         now = self._pass
-        assert now is not None
+        if now is None:
+            return query.new_zeros(shape), None
         layer = self.layers[len(now.present) // 2]
         past = now.past[len(now.present) : len(now.present) + 2]
         cos, sin = (None, None) if layer.rotary is None else now.tables[layer.rotary]

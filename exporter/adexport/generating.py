@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -16,6 +19,9 @@ from .ops import PAST, PRESENT
 from .rotary import steady_positions
 
 _LENGTHS, _PAST_LENGTHS, _LOGITS_AT = "lengths", "past_lengths", "logits_at"
+
+#: what a prompt can bring where there is a cache: positions and the kinds of tokens are the graph's
+PROMPT_INPUTS = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,18 @@ class Generating:
     positions: int
 
 
-def make_generating(model: PreTrainedModel, positions: int | None) -> Generating | list[str]:
+def make_generating(
+    model: PreTrainedModel, positions: int | None, takes: Sequence[str] = PROMPT_INPUTS
+) -> Generating | list[str]:
     """Survey a model that generates; the reasons why it cannot have a cache, if there are any.
 
     Args:
         model: a float32 causal language model in eval mode.
         positions: the longest text, in tokens.
+        takes: the names of what a run of the model brings.
     """
+    if others := [name for name in takes if name not in PROMPT_INPUTS]:
+        return [f"{type(model).__name__} takes {', '.join(others)} with its prompts"]
     limit = steady_positions(model.config, positions)
     if limit is None:
         return ["the model's config does not say how long a text may be"]
@@ -47,15 +58,9 @@ def make_generating(model: PreTrainedModel, positions: int | None) -> Generating
         return [f"{type(model).__name__} takes no position_ids"]
     attention = CachedAttention(limit)
     ids = torch.arange(1, 9).reshape(2, 4) % model.config.vocab_size
-    reasons = attention.survey(
-        model,
-        lambda: model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            position_ids=torch.arange(4).expand(2, 4).contiguous(),
-            use_cache=False,
-        ),
-    )
+    run = partial(model, attention_mask=torch.ones_like(ids), use_cache=False)
+    placed = partial(run, position_ids=torch.arange(4).expand(2, 4).contiguous())
+    reasons = attention.survey(model, partial(placed, input_ids=ids), lambda: _check(ids, run, placed))
     if reasons:
         return reasons
     generation = Generation(
@@ -79,6 +84,22 @@ def make_generating(model: PreTrainedModel, positions: int | None) -> Generating
     vocabulary = model.get_input_embeddings().num_embeddings
     return Generating(attention, _inputs(generation, vocabulary, limit), _outputs(generation, model),
                       generation, limit)  # fmt: skip
+
+
+def _check(ids: torch.Tensor, run: Callable[..., Any], placed: Callable[..., Any]) -> list[str]:
+    """What a step would not know of, seen while attention gives zeros and no token hears of another."""
+    before = ids.clone()
+    before[:, :-1] = ids[:, 1:]
+    with torch.no_grad():
+        logits, changed = (placed(input_ids=given).logits for given in (ids, before))
+        own = run(input_ids=ids).logits
+    close = partial(torch.allclose, rtol=1e-4, atol=1e-5 * float(logits.abs().max()), equal_nan=True)
+    reasons = []
+    if not close(changed[:, -1], logits[:, -1]):
+        reasons.append("tokens meet outside of the attention, in a state that no cache holds")
+    if not close(own, logits):
+        reasons.append("the model counts its positions otherwise than from 0")
+    return reasons
 
 
 def _inputs(generation: Generation, vocabulary: int, positions: int) -> tuple[Input, ...]:

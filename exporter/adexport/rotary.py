@@ -19,6 +19,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 _FUNCTION = "apply_rotary_pos_emb"
+_ARGUMENTS = ("query", "key", "cos", "sin")
 _MODULE = "RotaryEmbedding"
 #: kinds of tables that change with the length of the text, and the first length at which they do
 _CHANGING = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
@@ -55,6 +56,7 @@ class RotarySurvey:
         self._positions = positions
         self._made: dict[int, tuple[Any, int]] = {}
         self._rotated: tuple[torch.Tensor, torch.Tensor, int] | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor, int] | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -75,7 +77,14 @@ class RotarySurvey:
         """The table with which the query and the key of an attention were rotated just before."""
         rotated, self._rotated = self._rotated, None
         if rotated is None:
+            # some layers attend twice with what was rotated once
+            again = self._last is not None and any(
+                x is y for x, y in zip(self._last, (query, key), strict=False)
+            )
+            rotated = self._last if again else None
+        if rotated is None:
             return None
+        self._last = rotated
         if rotated[0] is not query or rotated[1] is not key:
             self.faults.append("something stands between rotary embedding and attention")
         return rotated[2]
@@ -104,9 +113,12 @@ class RotarySurvey:
         self.tables.append(RotaryTable(cos[:, :half].contiguous(), sin[:, :half].contiguous()))
         self._made[id(output[0])] = (output, index)
 
-    def _apply(self, original: Callable[..., Any], query: Any, key: Any, cos: Any, sin: Any, *rest: Any,
-               **named: Any) -> Any:  # fmt: skip
-        rotated = original(query, key, cos, sin, *rest, **named)
+    def _apply(self, original: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        rotated = original(*args, **named)
+        if len(args) < len(_ARGUMENTS) or not isinstance(rotated, tuple):
+            self.faults.append(f"{_FUNCTION} takes or gives other things than {', '.join(_ARGUMENTS)}")
+            return rotated
+        query, key, cos, sin = args[: len(_ARGUMENTS)]
         output, index = self._made.get(id(cos), ((None, None), -1))
         if output[0] is not cos or output[1] is not sin:
             self.faults.append(f"{_FUNCTION} takes cosines of another kind")

@@ -27,6 +27,10 @@ def _wide(name: str, **settings: Any) -> Family:
     return Family(family.config, {**family.settings, **_WIDE, **own, **settings})
 
 
+def _other(config: str, **settings: Any) -> Family:
+    return Family(config, {**FAMILIES["Llama"].settings, **_WIDE, **settings})
+
+
 #: every family, and what is particular in some of them
 GENERATORS = {
     **{name: family for name, family in FAMILIES.items() if family.decoder},
@@ -48,6 +52,12 @@ GENERATORS = {
     "Gemma2, wide": _wide("Gemma2", attn_logit_softcapping=2.0),
     "Gemma3, wide": _wide("Gemma3"),
     "Phi3, partial": _wide("Phi3", partial_rotary_factor=0.5),
+    # what other families do: half of a head rotated, by a function of its own; none in some layers;
+    # pairs rotated; two attentions for one rotation
+    "GPT-J": Family("GPTJConfig", {**FAMILIES["GPT2"].settings, "rotary_dim": 4}),
+    "SmolLM3": _other("SmolLM3Config", no_rope_layers=[1, 0]),
+    "Cohere": _other("CohereConfig", logit_scale=0.25, use_qk_norm=True),
+    "DiffLlama": _other("DiffLlamaConfig"),
     "GPT2, wide": Family("GPT2Config", {**FAMILIES["GPT2"].settings, "n_embd": 64, "n_layer": 2}),
 }
 

@@ -20,7 +20,7 @@ from adexport.rotary import steady_positions
 from adexport.windows import UNLIMITED, Window, window_of
 from adexport_runtime import BundleError, Code, Engine
 
-from .families import CAUSAL
+from .families import CAUSAL, FAMILIES, Family
 from .generators import GENERATORS, Reference, Tenants, make_prompts, make_tenants
 
 LENGTHS = (1, 6, 9, 3, 12, 7, 2, 5)
@@ -188,6 +188,29 @@ def test_a_model_without_a_known_cache_runs_prompts(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="does not generate") as caught:
             engine.generate([[1, 2, 3]])
     assert caught.value.codes == {Code.UNSUPPORTED}
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "reason"),
+    [
+        ("BertConfig", {"is_decoder": True}, "takes token_type_ids"),
+        ("RobertaConfig", {"is_decoder": True, "type_vocab_size": 1}, "counts its positions otherwise"),
+        (
+            "Lfm2Config",
+            {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
+            "a state that no cache holds",
+        ),
+    ],
+)
+def test_what_a_step_would_not_know_of(
+    config: str, settings: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    sizes = {name: FAMILIES["Bert"].settings[name] for name in FAMILIES["Bert"].settings}
+    folder = Family(config, {**sizes, **settings}).save(CAUSAL, tmp_path / "model")
+    result = build_model(str(folder), tmp_path / "bundle", task=CAUSAL)
+    assert [note.split(": ")[0] for note in result.notes] == ["no generation, prompts only"]
+    assert reason in result.notes[0]
+    assert result.bundle.manifest.generation is None
 
 
 def test_a_table_that_changes_with_the_text_limits_the_context(tmp_path: Path) -> None:
