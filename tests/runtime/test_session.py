@@ -182,12 +182,13 @@ def test_an_adapter_that_gives_nan_fails_its_own_request(engine: Engine, setting
 
 def test_cancelling(engine: Engine) -> None:
     expected = all_alone(engine, max_new_tokens=40)
-    steps = paced(engine, 3)  # the prompts go in, one by one
+    steps = paced(engine, 0)
     with engine.session(3, MAX) as session:
         streams = [
             session.submit(prompt, row, max_new_tokens=40, eos=())
             for prompt, row in zip(PROMPTS, ROWS, strict=True)
         ]
+        steps.release(3)  # the first prompt, a token of it, the second prompt
         next(streams[1].tokens())
         streams[1].cancel()
         streams[5].cancel()  # while it waits
@@ -359,6 +360,7 @@ def test_unknown_adapters_and_settings(engine: Engine) -> None:
         lambda engine: engine.session(0),
         lambda engine: engine.session(2, MAX + 1),
         lambda engine: engine.session(True),
+        lambda engine: engine.session(10**13),  # no memory
         lambda engine: engine.session(2, when_full="drop"),
         lambda engine: engine.session(2, prompt_tokens=0),
         lambda engine: engine.generate(PROMPTS, max_batch=0),

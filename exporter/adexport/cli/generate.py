@@ -128,7 +128,8 @@ def _shown(prompts: Sequence[str], rows: _Rows, *, quiet: bool) -> Iterator[Call
 
     if not out.is_terminal:
         yield keep
-        out.print(table())
+        for prompt, adapter, text in zip(prompts, rows, texts, strict=True):
+            click.echo(f"{prompt}\n[{adapter or BASE}] {text}\n")
         return
     with Live(table(), console=out, auto_refresh=False) as live:
 

@@ -298,7 +298,22 @@ class Engine:
         def backend() -> Backend:
             return self._running
 
-        return Batch(backend, self.bundle.manifest, self._put_adapter, rows, room, prompt_tokens)
+        manifest = self.bundle.manifest
+        try:
+            return Batch(backend, manifest, self._put_adapter, rows, room, prompt_tokens)
+        except MemoryError as error:
+            assert manifest.generation is not None
+            values = rows * room * manifest.generation.values_per_token
+            raise RequestError(
+                "the batch does not fit",
+                Problem(
+                    Code.BAD_INPUT,
+                    f"{rows} rows of {room} tokens",
+                    got=f"{values * dtypes.NUMPY[manifest.base.dtype].itemsize} bytes of KV cache",
+                    expected="what the memory holds",
+                    mend="fewer rows (max_batch), or shorter ones (max_tokens)",
+                ),
+            ) from error
 
     def _put_adapter(self, rows: BatchRows, row: int, name: str) -> None:
         shapes = {slot.name: slot.shape[1:] for slot in self.bundle.manifest.slot_inputs}

@@ -58,9 +58,9 @@ class Batch:
         self._put_adapter = put_adapter
         self._prompt_tokens = prompt_tokens
         self._waiting: deque[Request] = deque()
+        self._caches = backend().caches(rows, room)  # first: it fails where too much is asked for
         self._seats: list[Request | None] = [None] * rows
         self._slots = BatchRows(manifest.slot_inputs, dtypes.NUMPY[manifest.base.dtype], rows)
-        self._caches = backend().caches(rows, room)
         self._decoding = Binding()
 
     @property
