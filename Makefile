@@ -44,6 +44,7 @@ unit: $(STAMP)  ## pytest (ARGS="-m 'not slow'" for the quick ones)
 
 bench: $(STAMP)  ## the numbers of BENCHMARKS.md
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/benchmarks/encoder.py
+	PATH="$(BIN):$$PATH" $(BIN)/python tests/benchmarks/decoder.py
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

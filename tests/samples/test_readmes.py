@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import MakeLora
 
@@ -53,11 +54,16 @@ def test_a_samples_commands(readme: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_and_the_code_of_the_readme(tmp_path: Path, minilm: Path, make_lora: MakeLora) -> None:
+def test_the_commands_and_the_code_of_the_readme(
+    tmp_path: Path, minilm: Path, smollm2: Path, make_lora: MakeLora
+) -> None:
     """The README's own walk: its folders stand there under the names that it uses."""
     (tmp_path / "all-MiniLM-L6-v2").symlink_to(minilm)
     for seed, tenant in enumerate(("acme", "globex")):
         (tmp_path / f"{tenant}-lora").symlink_to(make_lora(tenant, model=minilm, seed=seed))
+    (tmp_path / "SmolLM2-135M-Instruct").symlink_to(smollm2)
+    chat = make_lora("chat", model=smollm2, auto=AutoModelForCausalLM, target_modules=["q_proj", "v_proj"])
+    (tmp_path / "acme-chat-lora").symlink_to(chat)
     readme = ROOT / "README.md"
     walks = [block for block in blocks(readme, "sh") if block.startswith("adexport ")]
     assert walks
