@@ -188,6 +188,12 @@ def test_a_model_without_a_known_cache_runs_prompts(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="does not generate") as caught:
             engine.generate([[1, 2, 3]])
     assert caught.value.codes == {Code.UNSUPPORTED}
+    # what version 2 wrote for every decoder
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    del manifest["generation"], manifest["slot_rows"]
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
+    with Engine.open(tmp_path / "bundle", threads=1) as engine:
+        assert engine.run({"input_ids": [[1, 2, 3]]})["logits"].shape == (1, 3, 97)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,6 @@ class Session:
         """
         request = self._prepare(prompt, adapter, settings)
         stream = Stream(request.stream is not None)
-
         stream._attach(request, self._ended)
         with self._state:
             if self._closing:
@@ -182,7 +181,7 @@ class Session:
         return stream
 
     def close(self) -> None:
-        """End what is under way as cancelled, and free the memory."""
+        """End what is under way as cancelled. The memory goes with the session."""
         with self._state:
             self._closing = True
             self._state.notify_all()
