@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from adexport.build import build_model, lower_again
+from adexport.options import BuildOptions
+from tests.exporter.families import CAUSAL, FAMILIES
+
 from .support import run, run_json, run_without
 
 SMALL = ["--batch", "2", "--seq", "4", "--adapters", "2", "--rank", "2", "--repeats", "2"]
@@ -73,3 +77,43 @@ def test_slots_by_family(tiny_bundle: Path) -> None:
     wrong = run("bench", tiny_bundle, "--slots", "houlsbie")
     assert wrong.exit_code == 2
     assert "houlsbie" in wrong.stderr
+
+
+def test_generation(tmp_path: Path, tiny_bundle: Path) -> None:
+    folder = FAMILIES["Llama"].save(CAUSAL, tmp_path / "model")
+    build_model(str(folder), tmp_path / "b", options=BuildOptions(max_rank=4))
+    small = [
+        "--task",
+        "generate",
+        "--batch",
+        "3",
+        "--seq",
+        "6",
+        "--past",
+        "9",
+        "--prompt",
+        "5",
+        "--new",
+        "4",
+    ]
+    small += ["--adapters", "2", "--rank", "4", "--repeats", "2"]
+    report = run_json("bench", tmp_path / "b", *small)
+    assert report["decode"]["cpu_ratio"]["median"] > 0
+    assert report["prefill"]["cpu_ratio"]["median"] > 0
+    assert report["throughput"]["same_tokens"] is True
+    assert report["settings"]["past"] == 9
+    shown = run("bench", tmp_path / "b", *small).stdout
+    assert "decode step" in shown
+    assert "tokens per second" in shown
+    too_long = run_json("bench", tmp_path / "b", *small, "--past", "60", code=1)
+    assert too_long["problems"][0]["subject"] == "--seq"
+    refused = run_json("bench", tiny_bundle, "--task", "generate", code=1)
+    assert "does not generate" in refused["problems"][0]["got"]
+    other = run_json("bench", tmp_path / "b", "--rank", "4", "--seq", "6", code=1)
+    assert "--task generate" in other["problems"][0]["mend"]
+
+
+def test_a_quantized_bundle_beside_its_own_base(tiny_bundle: Path, tmp_path: Path) -> None:
+    lower_again(tiny_bundle, tmp_path / "q", options=BuildOptions(quantize="int8"))
+    report = run_json("bench", tmp_path / "q", *SMALL, "--against", "base,ort-adapter")
+    assert all(found["difference"] <= 1e-5 for found in report["against"].values())

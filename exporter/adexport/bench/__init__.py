@@ -15,7 +15,7 @@ import numpy as np
 
 from adexport_runtime.bundle import Bundle
 from adexport_runtime.engine import Engine
-from adexport_runtime.errors import BuildError, Code, Problem
+from adexport_runtime.errors import BuildError, Code, Problem, RequestError
 from adexport_runtime.tensors import Array, read_tensors
 
 from ..options import TOLERANCE
@@ -67,6 +67,17 @@ def run_bench(
         "threads": threads,
         "repeats": repeats,
     }
+    if Bundle.open(bundle).manifest.generation is not None:
+        raise RequestError(
+            "nothing to measure",
+            Problem(
+                Code.BAD_INPUT,
+                str(bundle),
+                got="a bundle that generates",
+                expected="one whose graph runs a batch and is done",
+                mend="adexport bench BUNDLE --task generate",
+            ),
+        )
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         progress("make the adapters")

@@ -30,6 +30,12 @@ class Workload:
     threads: int
     scratch: Path
 
+    @property
+    def integers(self) -> bool:
+        """Whether the bundle's graph multiplies integers."""
+        quantization = self.bundle.manifest.base.quantization
+        return quantization is not None and quantization.method == "dynamic"
+
 
 def make_workload(
     bundle: Bundle, *, batch: int, seq: int, adapters: int, rank: int, threads: int, scratch: Path

@@ -1,4 +1,4 @@
-"""``base``: the same model lowered without slots, with the settings that measured best."""
+"""``base``: the bundle's model lowered without slots, quantized as it is, with the best settings."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def plain_graph(workload: Workload) -> Path:
     path = workload.scratch / "base" / "base.onnx"
     if not path.exists():
         path.parent.mkdir()
-        bundle = workload.bundle
-        trace = ir.load(bundle.root / TRACE_FILE)
-        lowered = lower(trace, LowerOptions(dtype=bundle.manifest.base.dtype))
+        base = workload.bundle.manifest.base
+        trace = ir.load(workload.bundle.root / TRACE_FILE)
+        lowered = lower(trace, LowerOptions(dtype=base.dtype, quantization=base.quantization))
         ir.save(lowered.graph, path, external_data="base.weights")
     return path
 
@@ -48,5 +48,7 @@ def plain_graph(workload: Workload) -> Path:
 @contextmanager
 def open_contender(workload: Workload) -> Iterator[Base]:
     """Lower and open the plain base."""
-    session = open_session(plain_graph(workload), threads=workload.threads, spin=False)
+    session = open_session(
+        plain_graph(workload), threads=workload.threads, spin=False, integers=workload.integers
+    )
     yield Base(session, workload.feeds)

@@ -51,7 +51,9 @@ class OrtAdapter:
 def open_contender(workload: Workload) -> Iterator[OrtAdapter]:
     """Lower for a single adapter, and write the adapters in ONNX Runtime's format."""
     ort = import_onnxruntime()
-    session = open_session(_single_adapter_graph(workload), threads=workload.threads, spin=False)
+    session = open_session(
+        _single_adapter_graph(workload), threads=workload.threads, spin=False, integers=workload.integers
+    )
     runs = []
     kept = []  # ONNX Runtime reads them during the runs
     for name, folder in workload.adapters.items():
@@ -74,7 +76,10 @@ def _single_adapter_graph(workload: Workload) -> Path:
     manifest = bundle.manifest
     sites = lora_at(site.path for site in manifest.sites)
     lowered = lower(
-        ir.load(bundle.root / TRACE_FILE), LowerOptions(sites, dtype=manifest.base.dtype, guarded=False)
+        ir.load(bundle.root / TRACE_FILE),
+        LowerOptions(
+            sites, dtype=manifest.base.dtype, guarded=False, quantization=manifest.base.quantization
+        ),
     )
     model, graph = lowered.graph, lowered.graph.graph
     for key in [key for key in model.functions if key[:2] == (DOMAIN, LORA_ADD)]:
