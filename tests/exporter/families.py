@@ -44,8 +44,8 @@ _VIT |= {"image_size": 12, "patch_size": 4, "num_channels": 3}
 class Family:
     """A family: its config and its settings, and what is known of it.
 
-    ``opaque``: its attention stays one op. ``bottlenecks``: how many places there are for them.
-    ``targets`` are the layers that can be sites.
+    ``opaque``: its attention stays one op without a cache too. ``bottlenecks``: how many places there are
+    for them. ``targets`` are the layers that can be sites.
     """
 
     config: str

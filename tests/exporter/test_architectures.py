@@ -69,7 +69,9 @@ def test_every_slot_everywhere_is_exact(name: str, task: str, built_of: BuiltOf)
     ]
     assert sorted(site.path for site in manifest.sites) == sorted(layers)
     assert len(manifest.bottlenecks.sites if manifest.bottlenecks else ()) == family.bottlenecks
-    assert any("traced in full" in note for note in result.notes) != family.opaque
+    opaque = family.opaque or manifest.generation is not None
+    assert (manifest.generation is not None) == (task == CAUSAL)
+    assert any("traced in full" in note for note in result.notes) != opaque
     assert not any("no addition follows" in note for note in result.notes)
 
 
