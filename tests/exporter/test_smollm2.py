@@ -17,7 +17,7 @@ from adexport_runtime import Engine
 
 from .generators import Reference, Tenants
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TEXTS = (
     "The capital of France is",

@@ -54,6 +54,7 @@ def test_a_samples_commands(readme: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_commands_and_the_code_of_the_readme(
     tmp_path: Path, minilm: Path, smollm2: Path, make_lora: MakeLora
 ) -> None:
