@@ -200,7 +200,7 @@ class Bank:
                 self._leases[row] += 1
                 entries[name].used = next(self._ticks)
             infos = {name: entry.info for name, entry in entries.items()}
-            sizes = {name: dict(entry.sizes) for name, entry in entries.items()}
+            sizes = {name: entry.sizes for name, entry in entries.items()}
             return Lease(rows, infos, sizes, self._arrays, self._layout, self._revision)
 
     def _lease_paged(self, wanted: set[str]) -> Lease:

@@ -68,16 +68,6 @@ class Batch:
         """Bytes of the caches when full, and of the slot inputs as they are."""
         return self._caches.nbytes + self._slots.nbytes
 
-    @property
-    def running(self) -> int:
-        """How many texts have a seat."""
-        return sum(seat is not None for seat in self._seats)
-
-    @property
-    def waiting(self) -> int:
-        """How many texts wait for a seat."""
-        return len(self._waiting)
-
     def add(self, request: Request) -> None:
         """Let a text join as soon as a seat is free."""
         self._waiting.append(request)
