@@ -7,7 +7,7 @@ traced with transformers' own eager attention instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ IMPLEMENTATION = "adexport"
 FALLBACK = "eager"
 
 #: arguments of an attention call that change nothing once dropout is off and the mask is built
-WITHOUT_EFFECT = frozenset(
+_WITHOUT_EFFECT = frozenset(
     {
         "deterministic",
         "dropout",
@@ -32,6 +32,15 @@ WITHOUT_EFFECT = frozenset(
         "use_cache",
     }
 )
+
+
+def unsupported_arguments(name: str, arguments: Mapping[str, Any]) -> list[str]:
+    """What a module of this name asks of its attention that an opaque op does not carry."""
+    return [
+        f"{name} passes {argument} to its attention"
+        for argument, given in arguments.items()
+        if argument not in _WITHOUT_EFFECT and given is not None
+    ]
 
 
 class OpaqueAttention:
@@ -83,11 +92,7 @@ class OpaqueAttention:
         shape = (batch, seq, heads, value.shape[-1])
         if self._surveying:
             name = type(module).__name__
-            self._unsupported += [
-                f"{name} passes {argument} to its attention"
-                for argument, given in kwargs.items()
-                if argument not in WITHOUT_EFFECT and given is not None
-            ]
+            self._unsupported += unsupported_arguments(name, kwargs)
             if attention_mask is None and getattr(module, "is_causal", False):
                 self._unsupported.append(f"{name} is causal without a mask")
             return query.new_zeros(shape), None

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from .attention import WITHOUT_EFFECT
+from .attention import unsupported_arguments
 from .ops import CACHED_ATTENTION, DOMAIN
 from .rotary import RotarySurvey, RotaryTable, without_rotary
 from .windows import UNLIMITED, MaskFunction, Window, window_of
@@ -95,10 +95,7 @@ class CachedAttention:
         if not survey.faults and not idle:
             self.tables = survey.tables
         else:  # then the graph rotates by itself, from the positions
-            self.layers = [
-                CacheLayer(layer.heads, layer.kv_heads, layer.size, layer.window, None)
-                for layer in self.layers
-            ]
+            self.layers = [replace(layer, rotary=None) for layer in self.layers]
         return sorted(set(self._unsupported))
 
     @contextmanager
@@ -182,11 +179,7 @@ class CachedAttention:
         """Keep what a call is like."""
         assert self._survey is not None
         name = type(module).__name__
-        self._unsupported += [
-            f"{name} passes {argument} to its attention"
-            for argument, given in kwargs.items()
-            if argument not in WITHOUT_EFFECT and given is not None
-        ]
+        self._unsupported += unsupported_arguments(name, kwargs)
         if key.shape != value.shape or key.shape[-1] != query.shape[-1]:
             self._unsupported.append(f"{name} has keys and values of different sizes")
         _, window = self._masks.get(id(mask), (None, None))
