@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from . import onnxruntime
+from . import onnxruntime, tensorrt
 from .bottleneck import bottleneck_features, bottleneck_places
 from .head import has_head
 from .linear import layer_features, linear_layers, slot_candidates
@@ -37,6 +37,7 @@ __all__ = [
 
 _TARGETS: dict[str, Callable[[ir.Model, LowerOptions], Slotted]] = {
     "onnxruntime": onnxruntime.lower,
+    "tensorrt": tensorrt.lower,
 }
 
 

@@ -1,0 +1,232 @@
+"""Profiles: the sizes that a TensorRT engine is built for.
+
+Every ragged size of a graph is of a kind: ``batch`` and ``seq``; ``rows`` of the bank, the identity's
+included; ``rank``, ``width``, ``labels`` and ``mid`` (between two layers of a head) of adapters; ``room``
+of KV caches and ``wanted``, the places whose logits are asked for. A profile has a range for each kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, model_validator
+
+from .errors import Code, Problem, RequestError
+from .graph_io import Tensor, graph_inputs
+from .manifest import Manifest
+from .schema import Positive, Schema
+
+_BATCH, _IDS, _ROWS = "batch", "ids", "rows"
+_SEPARATOR = ","
+
+#: what a kind of size is, unless said otherwise: smallest, usual and largest
+_USUAL: dict[str, tuple[int, int, int]] = {
+    "batch": (1, 8, 32),
+    "seq": (1, 128, 512),
+    "rows": (1, 17, 65),
+    "rank": (1, 16, 64),
+    "width": (1, 48, 64),
+    "labels": (1, 4, 64),
+    "room": (1, 512, 2048),
+    "wanted": (1, 1, 512),
+}
+
+
+class Shapes(NamedTuple):
+    """The smallest, the usual and the largest shape of an input."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+class Range(Schema):
+    """The smallest, the usual and the largest value of a size."""
+
+    min: Positive
+    opt: Positive
+    max: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"min <= opt <= max does not hold for {self}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+class Profile(Schema):
+    """A range for every kind of size."""
+
+    sizes: Annotated[dict[str, Range], Field(min_length=1)]
+
+    def __str__(self) -> str:
+        return _SEPARATOR.join(f"{kind}={size}" for kind, size in self.sizes.items())
+
+    def range_of(self, symbol: str | int) -> Range:
+        """The range of one size of a shape; a number is fixed."""
+        if isinstance(symbol, int):
+            return Range(min=symbol, opt=symbol, max=symbol)
+        return self.sizes[kind_of(symbol)]
+
+    def shapes(self, tensor: Tensor) -> Shapes:
+        """The shapes of an input."""
+        ranges = [self.range_of(size) for size in tensor.shape]
+        low, usual, high = (tuple(getattr(r, at) for r in ranges) for at in ("min", "opt", "max"))
+        if tensor.shape == (_IDS,):  # an adapter for all rows, or one each
+            low = (1,)
+        return Shapes(low, usual, high)
+
+    def misfits(self, tensor: Tensor, shape: Iterable[int]) -> list[tuple[str, int, Range]]:
+        """The sizes of a real shape that the profile does not hold: kind, value, range."""
+        found = []
+        for symbol, size in zip(tensor.shape, shape, strict=True):
+            wanted = self.range_of(symbol)
+            low = 1 if symbol == _IDS else wanted.min
+            if not low <= size <= wanted.max:
+                found.append((kind_of(symbol) if isinstance(symbol, str) else str(symbol), size, wanted))
+        return found
+
+
+def kind_of(symbol: str) -> str:
+    """The kind of a ragged size: ``encoder.layer.0.output.dense.rank`` is a rank."""
+    kind = symbol.rsplit(".", 1)[-1]
+    return _BATCH if kind == _IDS else kind
+
+
+def kinds_of_sizes(manifest: Manifest) -> tuple[str, ...]:
+    """The kinds of sizes that a bundle's graph has, in the order of its inputs."""
+    symbols = (
+        size
+        for tensor in graph_inputs(manifest, guarded=False)
+        for size in tensor.shape
+        if isinstance(size, str)
+    )
+    return tuple(dict.fromkeys(kind_of(symbol) for symbol in symbols))
+
+
+def default_profiles(manifest: Manifest) -> tuple[Profile, ...]:
+    """What a bundle is likely to meet. One that generates has a profile for steps and one for prompts."""
+    limits = manifest.limits
+    positions = manifest.base.max_positions
+    most = {"rank": limits.max_rank, "width": limits.max_width}
+    most |= dict.fromkeys(("seq", "room", "wanted"), positions)
+    usual = dict(_USUAL)
+    if manifest.head is not None:
+        features = manifest.head.features
+        usual["mid"] = (1, features, features)
+        usual["labels"] = (1, 4, max(64, len(manifest.base.labels)))
+    sizes = {}
+    for kind in kinds_of_sizes(manifest):
+        low, opt, high = usual.get(kind, _USUAL["seq"])
+        limit = most.get(kind)
+        if limit is not None:
+            high = limit if kind in ("rank", "width") else min(high, limit)
+        sizes[kind] = Range(min=low, opt=min(opt, high), max=high)
+    if manifest.generation is None:
+        return (Profile(sizes=sizes),)
+    if manifest.slot_rows == "batch" and _ROWS in sizes:  # a row of slot inputs for each of the batch
+        sizes[_ROWS] = Range(min=1, opt=sizes[_BATCH].opt, max=sizes[_BATCH].max)
+    one = Range(min=1, opt=1, max=1)
+    prompts = {"batch": Range(min=1, opt=1, max=sizes["batch"].max)}
+    if _ROWS in sizes:
+        prompts[_ROWS] = Range(min=1, opt=1, max=sizes[_ROWS].max)
+    return (
+        Profile(sizes=sizes | {"seq": one, "wanted": one}),
+        Profile(sizes=sizes | prompts),
+    )
+
+
+def parse_profiles(texts: Iterable[str], manifest: Manifest) -> tuple[Profile, ...]:
+    """Profiles from ``batch=1:8:32,seq=128``; a size that is left out is that of the defaults.
+
+    Raises:
+        RequestError: naming every part that is no range of a size of this bundle.
+    """
+    kinds = kinds_of_sizes(manifest)
+    defaults = default_profiles(manifest)
+    profiles, problems = [], []
+    for text in texts:
+        sizes: dict[str, Range] = {}
+        for part in text.split(_SEPARATOR):
+            kind, _, numbers = (piece.strip() for piece in part.partition("="))
+            found = _range(numbers)
+            if kind not in kinds:
+                problems.append(
+                    _problem(part, f"{kind or 'nothing'} as a size", f"one of {', '.join(kinds)}")
+                )
+            elif kind in sizes:
+                problems.append(_problem(part, "the size a second time", "each size once"))
+            elif found is None:
+                problems.append(
+                    _problem(part, numbers or "no numbers", "min:opt:max, min >= 1 and ordered")
+                )
+            else:
+                sizes[kind] = found
+        profiles.append(Profile(sizes=_completed(sizes, defaults, manifest)))
+    for profile in profiles:
+        problems += profile_problems(profile, manifest)
+    if problems:
+        raise RequestError("the profile is refused", problems)
+    return tuple(profiles) or defaults
+
+
+def profile_problems(profile: Profile, manifest: Manifest) -> list[Problem]:
+    """What in a profile contradicts the bundle: builders would not notice."""
+    limits = {
+        "rank": manifest.limits.max_rank,
+        "width": manifest.limits.max_width,
+        "seq": manifest.base.max_positions,
+        "room": manifest.base.max_positions,
+        "wanted": manifest.base.max_positions,
+    }
+    problems = [
+        _problem(
+            f"{kind}={profile.sizes[kind]}",
+            f"{profile.sizes[kind].max}",
+            f"at most {limit}, the bundle's limit",
+        )
+        for kind, limit in limits.items()
+        if limit is not None and kind in profile.sizes and profile.sizes[kind].max > limit
+    ]
+    problems += [
+        _problem(kind, "no range", "a range for every kind of size")
+        for kind in kinds_of_sizes(manifest)
+        if kind not in profile.sizes
+    ]
+    return problems
+
+
+def _completed(
+    sizes: Mapping[str, Range], defaults: tuple[Profile, ...], manifest: Manifest
+) -> dict[str, Range]:
+    """Sizes with the defaults for what is left out; those that hang together stay together."""
+    steps = sizes.get("seq") is not None and sizes["seq"].max == 1
+    usual = dict(defaults[0 if steps else -1].sizes)
+    if _BATCH in sizes and manifest.slot_rows == "batch" and _ROWS in usual:
+        usual[_ROWS] = sizes[_BATCH].model_copy(update={"min": 1})
+    if "seq" in sizes and "wanted" in usual:
+        usual["wanted"] = Range(min=1, opt=1, max=sizes["seq"].max)
+    return usual | dict(sizes)
+
+
+def _range(text: str) -> Range | None:
+    """``1:8:32``, or one number for all three."""
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+        return None
+    low, usual, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+    return Range(min=low, opt=usual, max=high) if 1 <= low <= usual <= high else None
+
+
+def _problem(subject: str, got: str, expected: str) -> Problem:
+    return Problem(
+        Code.BAD_INPUT,
+        subject.strip() or "(empty)",
+        got=got,
+        expected=expected,
+        mend="e.g. --profile batch=1:8:32,seq=1:128:512",
+    )
