@@ -15,12 +15,14 @@ from adexport_runtime import dtypes
 from adexport_runtime.backends.onnxruntime import open_session
 from adexport_runtime.caches import Generation
 from adexport_runtime.errors import BuildError, Code, Problem
+from adexport_runtime.profiles import kind_of
 from adexport_runtime.slots import BottleneckForm, BottleneckStyle, Guards, SlotInput
 from adexport_runtime.tensors import Array
 
 from .check_cached import run_cached
 from .lower import (
     ADAPTER_IDS,
+    ONNXRUNTIME,
     BottleneckOptions,
     HeadOptions,
     Lowered,
@@ -50,14 +52,15 @@ def check_model(
     cases: Mapping[str, Case],
     tolerance: float,
     generation: Generation | None = None,
+    target: str = ONNXRUNTIME,
 ) -> dict[str, float]:
-    """Check a written ``model.onnx`` against the trace's reference.
+    """Check a written, lowered graph against the trace's reference, in ONNX Runtime on the CPU.
 
     The trace is lowered once more with every slot that it can have, in float32, and compared with
     torch; then the model is compared with that, with the reference adapters cut to its slots. A graph
     with caches runs every case at once, and token by token. bfloat16, for which ONNX Runtime has no CPU
     kernels, is run in float32 on the rounded weights. Of a quantized model this compares what it was
-    quantized from; see :func:`check_quality`.
+    quantized from; see :func:`check_quality`. ``target`` is what ``model`` was lowered for.
 
     Returns:
         The largest relative difference seen in each comparison.
@@ -81,12 +84,15 @@ def check_model(
                 for name, case in cases.items()
             }
         _judge(differences, tolerance, "float32 with slots everywhere")
-        mine = _runner(model, trace, options, Path(scratch), generation)
+        mine = _runner(model, trace, options, Path(scratch), generation, target)
         limit = max(tolerance, TOLERANCE[options.dtype])
         found = {}
         for name, case in cases.items():
             expected = full.run(name, case, only=mine)
             found[f"{options.dtype} {name}"] = _difference(case, mine.run(name, case), expected)
+            if generation is not None and target != ONNXRUNTIME:  # attention of another kind
+                stepped = mine.run(name, case, steps=True)
+                found[f"{options.dtype} {name} in steps"] = _difference(case, stepped, expected)
         _judge(found, limit, f"{options.dtype} with the chosen slots")
     return differences | found
 
@@ -149,8 +155,12 @@ class _Runner:
         generation: Generation | None = None,
         *,
         integers: bool = False,
+        even: bool = False,
+        room: int | None = None,
     ) -> None:
+        """``even``: all sites are as wide as the widest. ``room``: of caches, if the graph has a number."""
         self._session = open_session(path, threads=1, integers=integers)
+        self._even, self._room = even, room
         self._dtype = dtypes.NUMPY[dtype]
         self._generation = generation
         self.slots = slots
@@ -180,6 +190,7 @@ class _Runner:
                 case.inputs["input_ids"],
                 lengths,
                 -(-lengths // 2) if steps else lengths,
+                self._room,
             )
         }
 
@@ -217,7 +228,24 @@ class _Runner:
             for factor, slot in factors.items():
                 kept = [row.get(factor) if factor in allowed.get(path, ()) else None for row in rows]
                 banks[slot.name] = self._bank(slot, kept)
-        return banks
+        return self._evened(banks) if self._even else banks
+
+    def _evened(self, banks: dict[str, Array]) -> dict[str, Array]:
+        """Every ragged size as large as the largest of its kind."""
+        shapes = {slot.name: slot.shape for _, slots, _ in self._filled("") for slot in slots.values()}
+        largest: dict[str, int] = {}
+        for name, bank in banks.items():
+            for symbol, size in zip(shapes[name], bank.shape, strict=True):
+                if isinstance(symbol, str):
+                    largest[kind_of(symbol)] = max(size, largest.get(kind_of(symbol), 0))
+
+        def lacking(symbol: str | int, size: int) -> tuple[int, int]:
+            return (0, largest[kind_of(symbol)] - size if isinstance(symbol, str) else 0)
+
+        return {
+            name: np.pad(bank, [lacking(*pair) for pair in zip(shapes[name], bank.shape, strict=True)])
+            for name, bank in banks.items()
+        }
 
     def _filled(self, name: str) -> Iterator[tuple[str, Mapping[str, SlotInput], list[dict[str, Array]]]]:
         """Every slot with what the reference adapters bring there."""
@@ -259,16 +287,22 @@ class _Runner:
 
 
 def _runner(
-    model: Path, trace: ir.Model, options: LowerOptions, scratch: Path, generation: Generation | None
+    model: Path,
+    trace: ir.Model,
+    options: LowerOptions,
+    scratch: Path,
+    generation: Generation | None,
+    target: str,
 ) -> _Runner:
-    lowered: Lowered = lower(trace, replace(options, quantization=None))
+    lowered: Lowered = lower(trace, replace(options, quantization=None), target)
     if options.quantization is not None:
         model = _written(lowered.graph, scratch / "float.onnx")
-    if options.dtype != "bf16":
-        return _Runner(model, lowered.slots, options.dtype, generation)
-    widen_to_float32(lowered.graph, options.dtype)
-    path = _written(lowered.graph, scratch / "widened.onnx")
-    return _Runner(path, lowered.slots, generation=generation)
+    dtype = options.dtype
+    if dtype == "bf16":
+        widen_to_float32(lowered.graph, dtype)
+        model, dtype = _written(lowered.graph, scratch / "widened.onnx"), "fp32"
+    even = target != ONNXRUNTIME
+    return _Runner(model, lowered.slots, dtype, generation, even=even, room=options.in_place)
 
 
 def _written(graph: ir.Model, path: Path) -> Path:

@@ -20,6 +20,7 @@ def run_cached(
     ids: Array,
     lengths: Array,
     prompts: Array,
+    room: int | None = None,
 ) -> Array:
     """The logits at every position of a batch, ``[batch, seq, vocab]``.
 
@@ -30,10 +31,11 @@ def run_cached(
         ids: int64 ``[batch, seq]``, padded on the right.
         lengths: int64 ``[batch]``: the tokens of each row.
         prompts: int64 ``[batch]``: how many of them go in at once; the rest follows one by one.
+        room: tokens of the caches; None: just enough.
     """
     batch, seq = ids.shape
     caches = {
-        name: np.zeros((batch, cache.kv_heads, seq, cache.size), dtype)
+        name: np.zeros((batch, cache.kv_heads, room or seq, cache.size), dtype)
         for cache in generation.caches
         for name in (cache.past_key, cache.past_value)
     }

@@ -96,7 +96,7 @@ def test_fused_and_primitive_attention_agree(tiny_bundle: Path, tmp_path: Path, 
     outputs = []
     for fused in (True, False):
         model = trace_of(tiny_bundle).clone()
-        lower_attention(model, fused=fused)
+        lower_attention(model, fused=lambda _, fused=fused: fused)
         lower_linears(model, {}, None)
         lower_residuals(model, None, None)
         assert (ops(model)["Attention"] > 0) == fused

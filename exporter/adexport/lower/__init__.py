@@ -20,6 +20,8 @@ from .slotted import ADAPTER_IDS, Slotted
 
 __all__ = [
     "ADAPTER_IDS",
+    "ONNXRUNTIME",
+    "TENSORRT",
     "BottleneckOptions",
     "HeadOptions",
     "LowerOptions",
@@ -35,9 +37,12 @@ __all__ = [
     "slot_candidates",
 ]
 
+ONNXRUNTIME = "onnxruntime"
+TENSORRT = "tensorrt"
+
 _TARGETS: dict[str, Callable[[ir.Model, LowerOptions], Slotted]] = {
-    "onnxruntime": onnxruntime.lower,
-    "tensorrt": tensorrt.lower,
+    ONNXRUNTIME: onnxruntime.lower,
+    TENSORRT: tensorrt.lower,
 }
 
 
@@ -49,7 +54,7 @@ class Lowered:
     slots: Slotted
 
 
-def lower(trace: ir.Model, options: LowerOptions, target: str = "onnxruntime") -> Lowered:
+def lower(trace: ir.Model, options: LowerOptions, target: str = ONNXRUNTIME) -> Lowered:
     """Lower a copy of ``trace``; the trace itself is left as it is."""
     graph = trace.clone()
     return Lowered(graph, _TARGETS[target](graph, options))

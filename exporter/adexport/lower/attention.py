@@ -6,6 +6,8 @@ Requires opaque attention ops; leaves none. Ensures the same numbers whatever th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -15,14 +17,14 @@ from .graph import Emitter, constant, opaque
 FUSED_SINCE_OPSET = 23
 
 #: what a masked score becomes before softmax: exp() of it is 0 in every float type
-_MASKED = -1e9
+MASKED = -1e9
 
 
-def lower_attention(model: ir.Model, *, fused: bool) -> None:
-    """Lower all attention; ``fused`` uses the ONNX ``Attention`` op."""
+def lower_attention(model: ir.Model, *, fused: Callable[[ir.Node], bool]) -> None:
+    """Lower all attention; ``fused`` tells which may be the ONNX ``Attention`` op."""
     graph = model.graph
     for node in opaque(graph, ATTENTION):
-        _lower_one(graph, node, fused=fused)
+        _lower_one(graph, node, fused=fused(node))
     for node in opaque(graph, ATTENTION_MASK):
         _lower_mask(graph, node)
 
@@ -68,7 +70,7 @@ def _lower_one(graph: ir.Graph, node: ir.Node, *, fused: bool) -> None:
         )
         scores = emit("MatMul", scaled, emit("Transpose", key, perm=[0, 1, 3, 2]))
         if mask is not None:
-            masked = constant(graph, "adexport.masked", np.array(_MASKED, np.float32))
+            masked = constant(graph, "adexport.masked", np.array(MASKED, np.float32))
             scores = emit("Where", mask, scores, masked)
         context = emit("MatMul", emit("Softmax", scores, axis=-1), value)
     emit.replace(emit("Transpose", context, perm=[0, 2, 1, 3]))

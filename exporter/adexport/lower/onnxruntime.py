@@ -42,7 +42,8 @@ def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
     """Lower in place; returns the slots with their inputs."""
     frozen = find_frozen(graph)
     batched = any(opaque(graph.graph, CACHED_ATTENTION))
-    lower_attention(graph, fused=graph.graph.opset_imports[""] >= FUSED_SINCE_OPSET)
+    fused = graph.graph.opset_imports[""] >= FUSED_SINCE_OPSET
+    lower_attention(graph, fused=lambda _: fused)
     lower_cached(graph)
     slotted = options.sites or options.bottlenecks is not None or options.head is not None
     ids = add_input(graph.graph, ADAPTER_IDS, ("ids",), ir.DataType.INT64) if slotted else None

@@ -33,6 +33,7 @@ class LowerOptions:
 
     ``sites`` are linear layers by path, each with the factors that its slot has. ``guarded``: slots are
     skipped when no row of the batch has anything for them, at the price of an ``If`` for each.
+    ``in_place``: caches of just so many tokens are written where they lie (for TensorRT; None: copied).
     """
 
     sites: Mapping[str, Collection[str]] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class LowerOptions:
     dtype: str = "fp32"
     guarded: bool = True
     quantization: Quantization | None = None
+    in_place: int | None = None
 
 
 def lora_at(paths: Iterable[str]) -> dict[str, frozenset[str]]:

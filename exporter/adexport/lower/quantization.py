@@ -69,7 +69,7 @@ def lower_quantization(model: ir.Model, quantization: Quantization | None, froze
     wanted = frozen.linears if quantization.lm_head else frozen.linears - frozen.logits
     work = _Work(model.graph, quantization)
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-        found = _frozen_matrix(node, wanted)
+        found = frozen_matrix(node, wanted)
         if found is not None and quantization.method == "dynamic":
             work.dynamic(node, *found)
         elif found is not None:
@@ -101,7 +101,36 @@ def _logits_weights(graph: ir.Graph) -> set[str]:
     return found
 
 
-def _frozen_matrix(node: ir.Node, wanted: frozenset[str]) -> tuple[str, Array] | None:
+def embedding_lookups(graph: ir.Graph, quantization: Quantization) -> list[ir.Node]:
+    """The nodes that let ``input_ids`` pick rows of a table.
+
+    Raises:
+        BuildError: there is none, or its rows are no whole blocks.
+    """
+    nodes = [
+        node
+        for node in graph
+        if node.op_type == "Gather"
+        and node.inputs[0] is not None
+        and node.inputs[0].const_value is not None
+        and node.inputs[1] is not None
+        and node.inputs[1].name == _INPUT_IDS
+    ]
+    if not nodes:
+        raise _no_embeddings("no table that input_ids pick rows from", "leave embeddings out")
+    size = quantization.block_size
+    assert size is not None
+    for node in nodes:
+        assert node.inputs[0] is not None
+        assert node.inputs[0].const_value is not None
+        width = node.inputs[0].const_value.shape[1]
+        assert isinstance(width, int)
+        if width % size:
+            raise _no_embeddings(f"rows of {width} values", f"leave embeddings out: blocks hold {size}")
+    return nodes
+
+
+def frozen_matrix(node: ir.Node, wanted: frozenset[str]) -> tuple[str, Array] | None:
     """The name and the values ``[in, out]`` of the frozen weight that a node multiplies with."""
     value = node.inputs[1] if node.op_type == "MatMul" and not node.domain else None
     turned = value.producer() if value is not None else None
@@ -166,32 +195,19 @@ class _Work:
 
     def embeddings(self) -> None:
         """Let ``input_ids`` pick rows of integers."""
-        nodes = [
-            node
-            for node in self.graph
-            if node.op_type == "Gather"
-            and node.inputs[0] is not None
-            and node.inputs[0].const_value is not None
-            and node.inputs[1] is not None
-            and node.inputs[1].name == _INPUT_IDS
-        ]
-        if not nodes:
-            raise _no_embeddings("no table that input_ids pick rows from", "leave embeddings out")
-        for node in nodes:
+        for node in embedding_lookups(self.graph, self.quantization):
             table = node.inputs[0]
             assert table is not None
             assert table.const_value is not None
             values = table.const_value.numpy()
-            size = self.quantization.block_size
-            assert size is not None
-            if values.shape[1] % size:
-                raise _no_embeddings(
-                    f"rows of {values.shape[1]} values", f"leave embeddings out: blocks hold {size}"
-                )
             packed, scale = self._packed(f"{table.name}.rows", values.T, flat=True)
             emit = _Named(node)
             ids = node.inputs[1]
-            options = {"bits": self.quantization.bits, "block_size": size, "quantize_axis": 1}
+            options = {
+                "bits": self.quantization.bits,
+                "block_size": self.quantization.block_size,
+                "quantize_axis": 1,
+            }
             emit.replace(emit("GatherBlockQuantized", packed, ids, scale, domain=MICROSOFT, **options))
 
     def _packed(self, name: str, matrix: Array, *, flat: bool = False) -> tuple[ir.Value, ir.Value]:
