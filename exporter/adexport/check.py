@@ -15,7 +15,7 @@ from adexport_runtime import dtypes
 from adexport_runtime.backends.onnxruntime import open_session
 from adexport_runtime.caches import Generation
 from adexport_runtime.errors import BuildError, Code, Problem
-from adexport_runtime.profiles import kind_of
+from adexport_runtime.graph_io import kind_of
 from adexport_runtime.slots import BottleneckForm, BottleneckStyle, Guards, SlotInput
 from adexport_runtime.tensors import Array
 
@@ -158,7 +158,7 @@ class _Runner:
         even: bool = False,
         room: int | None = None,
     ) -> None:
-        """``even``: all sites are as wide as the widest. ``room``: of caches, if the graph has a number."""
+        """``even``: sizes of a kind are the same everywhere. ``room``: of caches, if the graph has a number."""
         self._session = open_session(path, threads=1, integers=integers)
         self._even, self._room = even, room
         self._dtype = dtypes.NUMPY[dtype]
@@ -173,12 +173,15 @@ class _Runner:
         ``steps``: a graph with caches takes half of each row at once, and the rest token by token.
         """
         feeds: dict[str, Array] = {}
+        ids = case.adapters
+        if self._even:
+            ids = np.broadcast_to(ids, len(next(iter(case.inputs.values()))))
         if self.slots:
             feeds |= self._banks(name, only or self)
             if self.slots.rows == "bank":
-                feeds[ADAPTER_IDS] = case.adapters
+                feeds[ADAPTER_IDS] = ids
             else:
-                feeds = {key: bank[case.adapters] for key, bank in feeds.items()}
+                feeds = {key: bank[ids] for key, bank in feeds.items()}
         if self._generation is None:
             return self._called(feeds | dict(case.inputs))
         lengths = case.inputs["attention_mask"].sum(axis=1)

@@ -1,7 +1,8 @@
 """The passes for TensorRT: standard ops alone, no branches, no functions, sizes named by their kind.
 
-A size that adapters differ in (a rank) has one name for all sites, where other graphs have one for each:
-engines are then built in about half the time. A runtime pads all sites to the largest.
+A size has one name wherever it may be one: the ranks of all sites, the rows of a batch and of
+``adapter_ids``. Engines are then built in a fraction of the time (see BENCHMARKS.md); a runtime pads all
+sites to the largest rank.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 
-from adexport_runtime.profiles import kind_of
+from adexport_runtime.graph_io import BATCH, IDS, ROWS, kind_of
 
 from ..ops import ATTENTION, ATTENTION_MASK, CACHED_ATTENTION, PRESENT
 from .attention import FUSED_SINCE_OPSET, lower_attention
@@ -60,7 +61,7 @@ def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
     InlinePass()(graph)
     lower_precision(graph, options.dtype, kept=lambda name: name.startswith(PRESENT))
     lower_qdq(graph, options.quantization, frozen)
-    _name_sizes_by_kind(graph.graph)
+    _name_sizes_by_kind(graph.graph, batched=batched)
     for finish in (RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass(), NameFixPass()):
         finish(graph)
     graph.graph.name = "tensorrt"
@@ -108,11 +109,12 @@ def _state_heads(graph: ir.Graph, node: ir.Node) -> None:
         node.replace_input_with(index, emit("Reshape", node.inputs[index], shape))
 
 
-def _name_sizes_by_kind(graph: ir.Graph) -> None:
+def _name_sizes_by_kind(graph: ir.Graph, *, batched: bool) -> None:
+    """Sizes as :func:`~adexport_runtime.graph_io.engine_inputs` has them."""
+    same = {IDS: BATCH} | ({ROWS: BATCH} if batched else {})
     for value in graph.inputs:
-        if value.shape is not None and value.name != ADAPTER_IDS:
-            named = [
-                kind_of(str(size.value)) if isinstance(size, ir.SymbolicDim) else size
-                for size in value.shape
-            ]
-            value.shape = ir.Shape(named)
+        named: list[int | str | None] = []
+        for size in value.shape or ():
+            symbol = None if isinstance(size, int) else str(size.value)
+            named.append(size if symbol is None else same.get(symbol, kind_of(symbol)))
+        value.shape = ir.Shape(named)

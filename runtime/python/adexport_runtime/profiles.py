@@ -13,11 +13,10 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, model_validator
 
 from .errors import Code, Problem, RequestError
-from .graph_io import Tensor, graph_inputs
+from .graph_io import BATCH, IDS, Tensor, engine_inputs, kind_of
 from .manifest import Manifest
 from .schema import Positive, Schema
 
-_BATCH, _IDS, _ROWS = "batch", "ids", "rows"
 _SEPARATOR = ","
 
 #: what a kind of size is, unless said otherwise: smallest, usual and largest
@@ -70,13 +69,13 @@ class Profile(Schema):
         """The range of one size of a shape; a number is fixed."""
         if isinstance(symbol, int):
             return Range(min=symbol, opt=symbol, max=symbol)
-        return self.sizes[kind_of(symbol)]
+        return self.sizes[_kind(symbol)]
 
     def shapes(self, tensor: Tensor) -> Shapes:
         """The shapes of an input."""
         ranges = [self.range_of(size) for size in tensor.shape]
         low, usual, high = (tuple(getattr(r, at) for r in ranges) for at in ("min", "opt", "max"))
-        if tensor.shape == (_IDS,):  # an adapter for all rows, or one each
+        if tensor.shape == (IDS,):  # an adapter for all rows, or one each
             low = (1,)
         return Shapes(low, usual, high)
 
@@ -85,27 +84,21 @@ class Profile(Schema):
         found = []
         for symbol, size in zip(tensor.shape, shape, strict=True):
             wanted = self.range_of(symbol)
-            low = 1 if symbol == _IDS else wanted.min
+            low = 1 if symbol == IDS else wanted.min
             if not low <= size <= wanted.max:
-                found.append((kind_of(symbol) if isinstance(symbol, str) else str(symbol), size, wanted))
+                found.append((_kind(symbol) if isinstance(symbol, str) else str(symbol), size, wanted))
         return found
 
 
-def kind_of(symbol: str) -> str:
-    """The kind of a ragged size: ``encoder.layer.0.output.dense.rank`` is a rank."""
-    kind = symbol.rsplit(".", 1)[-1]
-    return _BATCH if kind == _IDS else kind
+def _kind(symbol: str) -> str:
+    kind = kind_of(symbol)
+    return BATCH if kind == IDS else kind
 
 
 def kinds_of_sizes(manifest: Manifest) -> tuple[str, ...]:
     """The kinds of sizes that a bundle's graph has, in the order of its inputs."""
-    symbols = (
-        size
-        for tensor in graph_inputs(manifest, guarded=False)
-        for size in tensor.shape
-        if isinstance(size, str)
-    )
-    return tuple(dict.fromkeys(kind_of(symbol) for symbol in symbols))
+    sizes = (size for tensor in engine_inputs(manifest) for size in tensor.shape if isinstance(size, str))
+    return tuple(dict.fromkeys(sizes))
 
 
 def default_profiles(manifest: Manifest) -> tuple[Profile, ...]:
@@ -128,16 +121,9 @@ def default_profiles(manifest: Manifest) -> tuple[Profile, ...]:
         sizes[kind] = Range(min=low, opt=min(opt, high), max=high)
     if manifest.generation is None:
         return (Profile(sizes=sizes),)
-    if manifest.slot_rows == "batch" and _ROWS in sizes:  # a row of slot inputs for each of the batch
-        sizes[_ROWS] = Range(min=1, opt=sizes[_BATCH].opt, max=sizes[_BATCH].max)
     one = Range(min=1, opt=1, max=1)
-    prompts = {"batch": Range(min=1, opt=1, max=sizes["batch"].max)}
-    if _ROWS in sizes:
-        prompts[_ROWS] = Range(min=1, opt=1, max=sizes[_ROWS].max)
-    return (
-        Profile(sizes=sizes | {"seq": one, "wanted": one}),
-        Profile(sizes=sizes | prompts),
-    )
+    prompts = sizes | {BATCH: Range(min=1, opt=1, max=sizes[BATCH].max)}
+    return Profile(sizes=sizes | {"seq": one, "wanted": one}), Profile(sizes=prompts)
 
 
 def parse_profiles(texts: Iterable[str], manifest: Manifest) -> tuple[Profile, ...]:
@@ -166,7 +152,7 @@ def parse_profiles(texts: Iterable[str], manifest: Manifest) -> tuple[Profile, .
                 )
             else:
                 sizes[kind] = found
-        profiles.append(Profile(sizes=_completed(sizes, defaults, manifest)))
+        profiles.append(Profile(sizes=_completed(sizes, defaults)))
     for profile in profiles:
         problems += profile_problems(profile, manifest)
     if problems:
@@ -200,14 +186,10 @@ def profile_problems(profile: Profile, manifest: Manifest) -> list[Problem]:
     return problems
 
 
-def _completed(
-    sizes: Mapping[str, Range], defaults: tuple[Profile, ...], manifest: Manifest
-) -> dict[str, Range]:
+def _completed(sizes: Mapping[str, Range], defaults: tuple[Profile, ...]) -> dict[str, Range]:
     """Sizes with the defaults for what is left out; those that hang together stay together."""
     steps = sizes.get("seq") is not None and sizes["seq"].max == 1
     usual = dict(defaults[0 if steps else -1].sizes)
-    if _BATCH in sizes and manifest.slot_rows == "batch" and _ROWS in usual:
-        usual[_ROWS] = sizes[_BATCH].model_copy(update={"min": 1})
     if "seq" in sizes and "wanted" in usual:
         usual["wanted"] = Range(min=1, opt=1, max=sizes["seq"].max)
     return usual | dict(sizes)
