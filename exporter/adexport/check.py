@@ -158,7 +158,7 @@ class _Runner:
         even: bool = False,
         room: int | None = None,
     ) -> None:
-        """``even``: sizes of a kind are the same everywhere. ``room``: of caches, if the graph has a number."""
+        """``even``: sizes of a kind are alike. ``room``: of caches, if the graph has a number there."""
         self._session = open_session(path, threads=1, integers=integers)
         self._even, self._room = even, room
         self._dtype = dtypes.NUMPY[dtype]

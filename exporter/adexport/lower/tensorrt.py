@@ -113,8 +113,8 @@ def _name_sizes_by_kind(graph: ir.Graph, *, batched: bool) -> None:
     """Sizes as :func:`~adexport_runtime.graph_io.engine_inputs` has them."""
     same = {IDS: BATCH} | ({ROWS: BATCH} if batched else {})
     for value in graph.inputs:
-        named: list[int | str | None] = []
+        named: list[int | str] = []
         for size in value.shape or ():
-            symbol = None if isinstance(size, int) else str(size.value)
-            named.append(size if symbol is None else same.get(symbol, kind_of(symbol)))
+            kind = size if isinstance(size, int) else kind_of(str(size.value))
+            named.append(same.get(kind, kind) if isinstance(kind, str) else kind)
         value.shape = ir.Shape(named)

@@ -30,7 +30,7 @@ def engine_inputs(manifest: Manifest) -> tuple[Tensor, ...]:
     """What a graph for TensorRT takes: no guards, and sizes that are named by their kind.
 
     An engine is built many times faster where a size has one name: all sites have one rank, and
-    ``adapter_ids`` (or the slot inputs, with ``slot_rows`` ``batch``) come with a row for each of the batch.
+    ``adapter_ids`` (with ``slot_rows`` ``batch``: the slot inputs) have a row for each of the batch.
     """
     guards = () if manifest.guards is None else manifest.guards.factors.values()
     unwanted = {guard.name for guard in guards}
