@@ -55,11 +55,13 @@ class _Entry:
 class Lease:
     """The rows that a run may read, and the arrays to read them from.
 
-    ``infos`` is what each name was bound with, ``sizes`` its own ragged sizes. ``layout`` changes when
-    arrays are replaced, ``revision`` whenever anything was written.
+    ``generations`` tells which binding of a name a row holds: one row and generation is one content,
+    for as long as the process lives. ``infos`` is what each name was bound with, ``sizes`` its own ragged
+    sizes. ``layout`` changes when arrays are replaced, ``revision`` whenever anything was written.
     """
 
     rows: Mapping[str, int]
+    generations: Mapping[str, int]
     infos: Mapping[str, Any]
     sizes: Mapping[str, Mapping[str, int]]
     arrays: Tensors
@@ -199,9 +201,10 @@ class Bank:
             for name, row in rows.items():
                 self._leases[row] += 1
                 entries[name].used = next(self._ticks)
+            generations = {name: entry.generation for name, entry in entries.items()}
             infos = {name: entry.info for name, entry in entries.items()}
             sizes = {name: entry.sizes for name, entry in entries.items()}
-            return Lease(rows, infos, sizes, self._arrays, self._layout, self._revision)
+            return Lease(rows, generations, infos, sizes, self._arrays, self._layout, self._revision)
 
     def _lease_paged(self, wanted: set[str]) -> Lease:
         """Bring in what is not resident, then lease; one paging run at a time."""

@@ -36,15 +36,21 @@ class BatchRows:
         symbols = {size for shape in self._shapes.values() for size in shape if isinstance(size, str)}
         self._sizes = dict.fromkeys(symbols, 0)
         self._arrays: dict[str, Array] = {}
-        #: changes whenever arrays are replaced; ``revision`` whenever a row is written
+        #: changes whenever arrays are replaced; ``revision`` whenever a row is written,
+        #: and that row's of ``revisions``
         self.layout = 0
         self.revision = 0
+        self.revisions = [0] * rows
         self._replace(self._sizes)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self._arrays.values())
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
 
     def put(self, row: int, tensors: Tensors) -> None:
         """Fill a row; slot inputs that are not named get the identity.
@@ -59,6 +65,7 @@ class BatchRows:
             self._rows[row] = {}
             raise
         self.revision += 1
+        self.revisions[row] += 1
         for name, array in self._arrays.items():
             array[row] = self._identity(name)
             tensor = tensors.get(name)
@@ -68,6 +75,7 @@ class BatchRows:
     def move(self, source: int, target: int) -> None:
         """Let ``target`` be what ``source`` was, and ``source`` the identity."""
         self._rows[target] = self._rows[source]
+        self.revisions[target] += 1
         for array in self._arrays.values():
             array[target] = array[source]
         self.put(source, {})
@@ -75,6 +83,10 @@ class BatchRows:
     def view(self, rows: slice) -> dict[str, Array]:
         """The rows' part of every array, not copied."""
         return {name: array[rows] for name, array in self._arrays.items()}
+
+    def sizes(self, row: int) -> Mapping[str, int]:
+        """A row's own ragged sizes."""
+        return self._rows[row]
 
     def _fit(self) -> None:
         """Let ragged sizes be as large as the widest row: all rows pay for it."""
