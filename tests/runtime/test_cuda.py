@@ -120,7 +120,7 @@ class TestCalls:
         runtime = Runtime()
         install(monkeypatch, runtime)
         device = CudaDevice()
-        assert (device.name, device.compute_capability) == ("Card", "SM89")
+        assert (device.name, device.compute_capability) == ("Card", "sm89")
         runtime.calls.clear()
         array = np.zeros((2, 3), np.float32)
         assert device.allocate(24) == 4096

@@ -85,7 +85,13 @@ class Lease:
 class Bank:
     """Rows of adapters, picked by name, safe to use from several threads."""
 
-    def __init__(self, slots: Sequence[SlotInput], dtype: np.dtype[Any], rows: int | None = None) -> None:
+    def __init__(
+        self,
+        slots: Sequence[SlotInput],
+        dtype: np.dtype[Any],
+        rows: int | None = None,
+        most: int | None = None,
+    ) -> None:
         """Make an empty bank.
 
         Args:
@@ -93,13 +99,14 @@ class Bank:
             dtype: element type of the arrays, where a slot input does not name its own.
             rows: how many adapters may be resident at once; None grows as needed. Adapters
                 beyond it stay in host memory and take the place of the least recently used.
+            most: how far a bank without ``rows`` may grow; None: without end.
         """
         self._slots = {slot.name: slot.shape[1:] for slot in slots}
         self._dtypes = {
             slot.name: dtype if slot.dtype == "float" else np.dtype(slot.dtype) for slot in slots
         }
         self._identity = {slot.name: 1 if slot.identity == "ones" else 0 for slot in slots}
-        self._limit = rows
+        self._limit = rows if rows is not None else most
         self._writer = threading.RLock()
         self._state = threading.Condition(threading.Lock())
         self._entries: dict[str, _Entry] = {}
@@ -262,13 +269,15 @@ class Bank:
 
     def _grow_for_one(self) -> bool:
         """Make sure that a row is free, if the bank may grow; False if it is full."""
-        if self._limit is not None:
-            with self._state:
-                return self._idle_row() is not None
         with self._state:
-            full = self._idle_row() is None
-        if full:
-            self._reshape(self._sizes, 2 * len(self._leases))
+            if self._idle_row() is not None:
+                return True
+        rows = 2 * len(self._leases)
+        if self._limit is not None:
+            rows = min(rows, 1 + self._limit)
+        if rows == len(self._leases):
+            return False
+        self._reshape(self._sizes, rows)
         return True
 
     def _idle_row(self) -> int | None:
@@ -277,8 +286,7 @@ class Bank:
 
     def _free_row(self, *, evict: bool = False, keep: Iterable[str] = ()) -> int:
         """A row that nobody holds; may evict the least recently used, or wait for a run to end."""
-        if self._limit is None:
-            self._grow_for_one()
+        self._grow_for_one()
         with self._state:
             while True:
                 row = self._idle_row()

@@ -14,8 +14,8 @@ import numpy as np
 
 from . import dtypes
 from .backends import Backend, Binding
-from .backends.onnxruntime import OnnxRuntimeBackend
-from .bank import IDENTITY_ROW, Bank, Lease, Row
+from .backends.open import Settings, open_backend
+from .bank import IDENTITY_ROW, Bank, Lease, Row, sizes_of
 from .batch_rows import BatchRows
 from .bind import load_adapter
 from .bundle import Bundle
@@ -23,6 +23,7 @@ from .caches import Generation
 from .errors import Code, Problem, RequestError
 from .generation import Batch, Generated, Generator, Prompt, Request, Sampling, Session, WhenFull
 from .generation.settings import SEEDS
+from .limits import check_adapter, most_adapters
 from .names import check_name
 from .outputs import LOGITS, Outputs, cut_logits
 from .request import Adapters, check_adapters, check_inputs, check_prompts, check_size, prompt_lengths
@@ -60,16 +61,18 @@ class Engine:
 
         Args:
             bundle: the folder that ``adexport build`` wrote.
-            provider: ``cpu``, ``cuda`` or ``tensorrt``; asked for and not there is an error.
-            rows: how many adapters may be resident at once (None: as many as are bound). Others
-                wait in host memory and take the place of the least recently used.
-            threads: threads of one operator; 0 lets ONNX Runtime choose.
+            provider: ``cpu``; ``tensorrt``: the engine that was built into the bundle; or ONNX Runtime's
+                ``cuda``, ``ort-tensorrt`` and ``ort-tensorrt-rtx``. Asked for and not there is an error.
+            rows: how many adapters may be resident at once (None: as many as are bound, or as the
+                engine of ``tensorrt`` can take). Others wait in host memory and take the place of the
+                least recently used.
+            threads: threads of one operator on the CPU; 0 lets ONNX Runtime choose.
             spin: let idle threads wait busily: faster alone, slower beside other work.
 
         Raises:
-            BundleError: the bundle is absent, damaged or of another version.
+            BundleError: the bundle is absent, damaged or of another version, or has no engine.
             ProviderError: the provider is not to be had.
-            RequestError: ``rows`` is less than 1, or ``threads`` less than 0.
+            RequestError: ``rows`` is less than 1 or more than the engine takes, or ``threads`` less than 0.
         """
         opened = Bundle.open(bundle)
         if rows is not None and rows < 1:
@@ -83,8 +86,13 @@ class Engine:
                 Problem(Code.BAD_INPUT, "threads", got=str(threads), expected="0 or more"),
             )
         manifest = opened.manifest
-        backend = OnnxRuntimeBackend(opened.model_path, manifest, provider, threads, spin=spin)
-        bank = Bank(manifest.slot_inputs, dtypes.NUMPY[manifest.base.dtype], rows)
+        backend = open_backend(opened, provider, Settings(threads, spin))
+        try:
+            most = most_adapters(rows, backend.limits) if manifest.slot_rows == "bank" else None
+        except RequestError:
+            backend.close()
+            raise
+        bank = Bank(manifest.slot_inputs, dtypes.NUMPY[manifest.base.dtype], rows, most)
         engine = cls(opened, backend, bank)
         for name, path in opened.adapters().items():
             engine._bind_lazily(name, path)
@@ -103,7 +111,7 @@ class Engine:
 
     @property
     def provider(self) -> str:
-        """What the graph runs on, as ONNX Runtime names it."""
+        """What the graph runs on, as its library names it."""
         return self._running.provider
 
     @cached_property
@@ -223,8 +231,9 @@ class Engine:
             requests.append(request)
         self._bank.check({name for name in names if name is not None})
         if requests:
+            rows_at_once = min(check_size("max_batch", max_batch), len(requests))
             batch = self._batch(
-                min(check_size("max_batch", max_batch), len(requests)),
+                min(rows_at_once, self._running.limits.get("batch", rows_at_once)),
                 max(len(request.ids) + request.limit for request in requests),
             )
             for request in requests:
@@ -246,7 +255,8 @@ class Engine:
         Args:
             max_batch: rows that decode at once.
             max_tokens: the longest request, prompt and continuation together; None: the model's
-                positions. The KV caches take ``max_batch * max_tokens`` tokens (``session.nbytes``).
+                positions, or what the engine of ``tensorrt`` can take. The KV caches take
+                ``max_batch * max_tokens`` tokens (``session.nbytes``).
             when_full: requests that find no free row ``wait`` for one, or are refused.
             prompt_tokens: the most that a step takes in of prompts: how long texts under way may wait.
 
@@ -292,13 +302,16 @@ class Engine:
         limit = self.bundle.manifest.base.max_positions
         assert self.generator is not None
         assert limit is not None
-        return limit if max_tokens is None else check_size("max_tokens", max_tokens, limit)
+        if max_tokens is None:
+            return min(limit, self._running.limits.get("room", limit))
+        return check_size("max_tokens", max_tokens, limit)
 
     def _batch(self, rows: int, room: int, prompt_tokens: int = PROMPT_TOKENS) -> Batch:
         def backend() -> Backend:
             return self._running
 
         manifest = self.bundle.manifest
+        prompt_tokens = min(prompt_tokens, self._running.limits.get("seq", prompt_tokens))
         try:
             return Batch(backend, manifest, self._put_adapter, rows, room, prompt_tokens)
         except MemoryError as error:
@@ -352,7 +365,10 @@ class Engine:
 
     def _load(self, name: str, path: Path, labels: Sequence[str] | None = None) -> Row:
         adapter = load_adapter(name, path, self.bundle, labels)
-        return Row(adapter.rows(self.bundle.manifest), adapter.head)
+        tensors = adapter.rows(self.bundle.manifest)
+        shapes = {slot.name: slot.shape[1:] for slot in self.bundle.manifest.slot_inputs}
+        check_adapter(name, sizes_of(shapes, tensors), self._running.limits)
+        return Row(tensors, adapter.head)
 
     def _labels(self, names: Sequence[str | None], lease: Lease) -> list[tuple[str, ...]]:
         """The label names of each row: its adapter's own head's, or the base's."""

@@ -27,8 +27,8 @@ class CudaDevice:
         properties = self._call("cudaGetDeviceProperties", 0)
         found = properties.name
         self.name = found.decode(errors="replace") if isinstance(found, bytes) else str(found)
-        #: as TensorRT names it: ``SM89``
-        self.compute_capability = f"SM{properties.major}{properties.minor}"
+        #: as ``sm89``
+        self.compute_capability = f"sm{properties.major}{properties.minor}"
 
     def allocate(self, nbytes: int) -> int:
         """See :class:`~adexport_runtime.backends.device.Device`."""

@@ -16,10 +16,11 @@ from .. import dtypes
 from ..bank import Lease
 from ..batch_rows import BatchRows
 from ..errors import BundleError, Code, DependencyError, Problem, ProviderError, RequestError
+from ..limits import Limits
 from ..manifest import Manifest
 from ..outputs import LOGITS
 from ..tensors import Array
-from . import Binding
+from . import Binding, Caches
 from .kv_caches import KvCaches
 from .saturation import saturates
 
@@ -27,7 +28,8 @@ from .saturation import saturates
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider", "cpu"),
     "cuda": ("CUDAExecutionProvider", "gpu"),
-    "tensorrt": ("TensorrtExecutionProvider", "gpu"),
+    "ort-tensorrt": ("TensorrtExecutionProvider", "gpu"),
+    "ort-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "gpu"),
 }
 
 #: fusions that make the CPU slower, by 5 to 12 % on MiniLM (see BENCHMARKS.md)
@@ -72,7 +74,7 @@ def open_session(
 
     Args:
         model: the ``.onnx`` file.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        provider: one of ``PROVIDERS``.
         threads: threads of one operator; 0 lets ONNX Runtime choose.
         spin: let idle threads wait busily for the next operator.
         integers: the graph multiplies uint8 with int8 (dynamic quantization).
@@ -224,6 +226,11 @@ class OnnxRuntimeBackend:
         """What the session runs on."""
         return str(self._session.get_providers()[0])
 
+    @property
+    def limits(self) -> Limits:
+        """None: sizes are free."""
+        return {}
+
     def run(self, feeds: Mapping[str, Array], lease: Lease) -> dict[str, Array]:
         """Run once; see :class:`~adexport_runtime.backends.Backend`."""
         session = self._opened
@@ -242,12 +249,13 @@ class OnnxRuntimeBackend:
         return KvCaches(self._ort, self._generation, self._dtype, rows, room, device=self._device)
 
     def step(
-        self, feeds: Mapping[str, Array], slots: BatchRows, caches: KvCaches, rows: slice, binding: Binding
+        self, feeds: Mapping[str, Array], slots: BatchRows, caches: Caches, rows: slice, binding: Binding
     ) -> Array:
         """See :class:`~adexport_runtime.backends.Backend`.
 
         What is bound is the address of the rows: the caches are read and written where they lie.
         """
+        assert isinstance(caches, KvCaches)
         session = self._opened
         if binding.io is None:
             binding.io = session.io_binding()
