@@ -101,8 +101,8 @@ def neutral(lease: Lease) -> bool:
     return all((array[0] == IDENTITY[key]).all() for key, array in lease.arrays.items())
 
 
-def bank(rows: int | None = None, dtype: Any = np.float32) -> Bank:
-    return Bank(SLOTS, np.dtype(dtype), rows)
+def bank(rows: int | None = None, dtype: Any = np.float32, most: int | None = None) -> Bank:
+    return Bank(SLOTS, np.dtype(dtype), rows, most)
 
 
 def test_an_empty_bank_is_the_identity() -> None:

@@ -187,7 +187,7 @@ def test_few_rows_serve_many_adapters(tiny_bundle: Path, make_lora: MakeLora) ->
 
 class TestOpening:
     def test_providers_that_are_not_there(self, tiny_bundle: Path) -> None:
-        for provider in ("cuda", "tensorrt"):
+        for provider in ("cuda", "ort-tensorrt", "ort-tensorrt-rtx"):
             with pytest.raises(ProviderError) as caught:
                 Engine.open(tiny_bundle, provider=provider)
             assert caught.value.codes == {Code.PROVIDER_UNAVAILABLE}
@@ -196,7 +196,7 @@ class TestOpening:
     def test_a_provider_that_nobody_knows(self, tiny_bundle: Path) -> None:
         with pytest.raises(ProviderError) as caught:
             Engine.open(tiny_bundle, provider="tpu")
-        assert "cpu, cuda, tensorrt" in str(caught.value)
+        assert "cpu, cuda, tensorrt, ort-tensorrt, ort-tensorrt-rtx" in str(caught.value)
 
     def test_a_provider_that_did_not_start_is_no_fallback(
         self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch

@@ -278,7 +278,6 @@ class TestCaches:
                 self.run(device, caches, past, start, stop, float(turn + 1), stream)
         device.close_stream(stream)
         del caches
-        gc.collect()
         assert (device.pieces, device.streams) == (0, 0)
 
     @staticmethod

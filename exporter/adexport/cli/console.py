@@ -49,6 +49,12 @@ def refusals(json_flag: str = "as_json") -> Callable[[Callable[P, None]], Callab
     return decorate
 
 
+provider_option = click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="cpu; tensorrt: the engine in the bundle; ONNX Runtime's cuda, ort-tensorrt, ort-tensorrt-rtx.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 

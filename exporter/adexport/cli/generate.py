@@ -15,7 +15,7 @@ from rich.text import Text
 from adexport_runtime.engine import Engine
 from adexport_runtime.generation import Generated
 
-from .console import fail, json_option, out, print_json, refusals
+from .console import fail, json_option, out, print_json, provider_option, refusals
 from .run import BASE, rows_of
 
 _Rows = Sequence[str | None]
@@ -43,8 +43,10 @@ _Rows = Sequence[str | None]
 @click.option("--seed", type=int, help="Row i draws with SEED + i. Default: afresh.")
 @click.option("--stop", multiple=True, help="End before this string. Repeatable.")
 @click.option("--max-batch", type=int, default=8, show_default=True, help="Rows that decode at once.")
-@click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", default=0, type=click.IntRange(min=0), help="0: ONNX Runtime chooses.")
+@provider_option
+@click.option(
+    "--threads", default=0, type=click.IntRange(min=0), help="On the CPU; 0: ONNX Runtime chooses."
+)
 @json_option
 @refusals()
 def generate(

@@ -14,7 +14,7 @@ from adexport_runtime.errors import Code, Problem, RequestError
 from adexport_runtime.outputs import LOGITS
 from adexport_runtime.tensors import Array
 
-from .console import json_option, print_json, print_table, refusals
+from .console import json_option, print_json, print_table, provider_option, refusals
 
 BASE = "-"
 
@@ -33,8 +33,10 @@ Result = dict[str, Any]
     multiple=True,
     help=f"The adapter of the text at the same place; {BASE} is the base. One for all, or one each.",
 )
-@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
-@click.option("--threads", default=0, type=click.IntRange(min=0), help="0: ONNX Runtime chooses.")
+@provider_option
+@click.option(
+    "--threads", default=0, type=click.IntRange(min=0), help="On the CPU; 0: ONNX Runtime chooses."
+)
 @json_option
 @refusals()
 def run(
