@@ -177,10 +177,11 @@ class SimulatedContext:
         for name, tensor in self._inputs.items():
             for symbol, size in zip(tensor.shape, self.shapes[name], strict=True):
                 if isinstance(symbol, str):
-                    assert found.setdefault(symbol, size) == size, f"{symbol} is {found[symbol]} and {size}"
+                    kind = symbol if symbol == "ids" else kind_of(symbol)
+                    assert found.setdefault(kind, size) == size, f"{symbol} is {found[kind]} and {size}"
         ids = found.pop("ids", None)
         assert ids in (None, 1, found["batch"])
-        return {kind_of(symbol): size for symbol, size in found.items()}
+        return found
 
 
 class Simulation:

@@ -27,7 +27,7 @@ KINDS = ("batch", "seq", "rows", "rank")
 
 
 def profile(**sizes: tuple[int, int, int]) -> Profile:
-    whole = {kind: (1, 8, 64) for kind in KINDS} | sizes
+    whole = dict.fromkeys(KINDS, (1, 8, 64)) | sizes
     return Profile(sizes={kind: Range(min=a, opt=b, max=c) for kind, (a, b, c) in whole.items()})
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..bank import IDENTITY_ROW, Lease, Tensors
 from ..batch_rows import BatchRows
 from ..errors import Code, Problem, RequestError
-from ..profiles import Profile
+from ..profiles import Profile, kind_of
 from ..slots import SlotInput
 from ..tensors import Array
 from .device import Device, DeviceArray, aligned
@@ -28,21 +28,28 @@ DeviceArrays = Mapping[str, DeviceArray]
 def device_shapes(
     slots: Sequence[SlotInput], arrays: Tensors, profile: Profile | None, rows: int | None = None
 ) -> tuple[tuple[int, ...], ...]:
-    """The shapes that host arrays get on a device.
+    """The shapes that host arrays get on a device: with a profile, one size for each kind of ragged sizes.
 
-    Ragged sizes are kept within the profile: an empty rank is padded to its smallest, one that the host
-    has rounded up is cut to its largest. ``rows``: how many, whatever the profile says.
+    All ranks are then as large as the largest, and kept within the profile: where none has any, the rank
+    is the profile's smallest; one that the host has rounded up is cut to its largest. ``rows``: how many,
+    whatever the profile says.
     """
+    sizes: dict[str | int, int] = {}
+    if profile is not None:
+        for slot in slots:
+            for symbol, size in zip(slot.shape, arrays[slot.name].shape, strict=True):
+                if isinstance(symbol, str):
+                    kind = kind_of(symbol)
+                    sizes[kind] = max(size, sizes.get(kind, 0))
+        ranges = {kind: profile.range_of(kind) for kind in sizes}
+        sizes = {kind: min(max(size, ranges[kind].min), ranges[kind].max) for kind, size in sizes.items()}
     found = []
     for slot in slots:
-        shape = list(arrays[slot.name].shape)
-        if profile is not None:
-            for at, symbol in enumerate(slot.shape):
-                wanted = profile.range_of(symbol)
-                shape[at] = min(max(shape[at], wanted.min), wanted.max)
-        if rows is not None:
-            shape[0] = rows
-        found.append(tuple(shape))
+        shape = [
+            sizes.get(kind_of(symbol) if isinstance(symbol, str) else symbol, size)
+            for symbol, size in zip(slot.shape, arrays[slot.name].shape, strict=True)
+        ]
+        found.append((shape[0] if rows is None else rows, *shape[1:]))
     return tuple(found)
 
 
