@@ -24,7 +24,7 @@ from adexport_runtime.caches import Cache, Generation
 from adexport_runtime.engine_file import CacheForm
 
 from .simulated import SimulatedDevice
-from .simulated_engine import Graph, Simulation, failing, onnx_graph
+from .simulated_engine import Graph, Simulation, failing, lowered_graph, onnx_graph
 from .support import subjects
 from .test_session import bind
 
@@ -56,7 +56,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def graph(bundle: Path) -> Graph:
+def graph(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """As it is lowered for TensorRT: what it gives are other caches than it takes."""
+    return lowered_graph(bundle, tmp_path_factory.mktemp("lowered"))
+
+
+@pytest.fixture(scope="module")
+def in_place(bundle: Path) -> Graph:
+    """A graph that writes caches where it takes them, whatever their room: ONNX Runtime's own."""
     return guarded(Bundle.open(bundle), onnx_graph(bundle / "model.onnx"))
 
 
@@ -87,11 +94,12 @@ Open = Callable[..., tuple[Engine, Simulation]]
 
 
 @pytest.fixture
-def native(bundle: Path, graph: Graph) -> Iterator[Open]:
+def native(bundle: Path, graph: Graph, in_place: Graph) -> Iterator[Open]:
     opened: list[tuple[Engine, Simulation]] = []
+    default = {"concat": graph, "scatter": in_place}
 
-    def open_it(*profiles: str, caches: CacheForm = "concat", graph: Graph = graph) -> Any:
-        simulation = Simulation(bundle, graph, profiles, caches)
+    def open_it(*profiles: str, caches: CacheForm = "concat", graph: Graph | None = None) -> Any:
+        simulation = Simulation(bundle, graph or default[caches], profiles, caches)
         opened.append((two_tenants(simulation.open()), simulation))
         return opened[-1]
 
@@ -182,6 +190,16 @@ def test_a_seat_holds_nothing_of_the_text_before(native: Open, graph: Graph) -> 
             session.submit([5, 6], max_new_tokens=1, eos=()).result(60)
     assert seen
     assert not any(seen)
+
+
+def test_caches_of_a_fixed_room(native: Open, cpu: Engine) -> None:
+    """As engines have them that write in place: shorter texts use a part of it."""
+    engine, simulation = native("seq=1,room=40", "batch=1:1:8,seq=1:8:16,room=40", caches="scatter")
+    with engine.session(2, 20) as session:
+        stream = session.submit(PROMPTS[2], "t1", eos=(), max_new_tokens=16)
+        assert stream.result(60).ids == said(cpu)[2]
+        shapes = simulation.executable.contexts[0].shapes
+        assert {shape[2] for shape in shapes.values() if len(shape) == 4} == {40}
 
 
 class TestRefused:
