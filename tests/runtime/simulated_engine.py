@@ -26,9 +26,9 @@ from adexport_runtime.backends.tensorrt.backend import TensorRTBackend
 from adexport_runtime.bundle import TRACE_FILE, Bundle
 from adexport_runtime.engine_file import CacheForm, EngineRecord, bundle_digest
 from adexport_runtime.errors import Code, Problem
-from adexport_runtime.graph_io import Tensor, graph_inputs, graph_outputs
+from adexport_runtime.graph_io import Tensor, engine_inputs, graph_outputs, kind_of
 from adexport_runtime.manifest import File
-from adexport_runtime.profiles import Profile, kind_of, parse_profiles
+from adexport_runtime.profiles import Profile, parse_profiles
 
 from .simulated import SimulatedDevice
 
@@ -70,7 +70,7 @@ def record_of(bundle: Bundle, profiles: Sequence[str] = (), caches: CacheForm = 
         plan=File(path="model.plan", bytes=0, sha256="0" * 64),
         compute_capabilities=(),
         profiles=parse_profiles(profiles, manifest),
-        inputs=graph_inputs(manifest, guarded=False),
+        inputs=engine_inputs(manifest),
         outputs=graph_outputs(manifest),
         caches=None if manifest.generation is None else caches,
         tf32=False,
@@ -177,10 +177,8 @@ class SimulatedContext:
         for name, tensor in self._inputs.items():
             for symbol, size in zip(tensor.shape, self.shapes[name], strict=True):
                 if isinstance(symbol, str):
-                    kind = symbol if symbol == "ids" else kind_of(symbol)
+                    kind = kind_of(symbol)
                     assert found.setdefault(kind, size) == size, f"{symbol} is {found[kind]} and {size}"
-        ids = found.pop("ids", None)
-        assert ids in (None, 1, found["batch"])
         return found
 
 

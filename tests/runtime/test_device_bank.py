@@ -247,6 +247,19 @@ class TestDeviceRows:
         there.close()
         assert device.pieces == 0
 
+    def test_one_row_for_all(self) -> None:
+        device, rows = SimulatedDevice(), BatchRows(SLOTS, FLOAT, 1)
+        stream = device.open_stream()
+        there = DeviceRows(device, SLOTS, FLOAT, profile())
+        rows.put(0, made(4, 7))
+        for each, count in ((False, 1), (True, 3)):
+            arrays, kept = there.bring(rows, slice(0, 3), stream, each=each)
+            device.synchronize(stream)
+            del kept
+            assert arrays["A"].shape == (count, 3, 8)
+            for row in range(count):
+                check_row(device, arrays, row, made(4, 7))
+
     def test_a_row_that_would_be_cut_is_refused(self) -> None:
         device, rows = SimulatedDevice(), BatchRows(SLOTS, FLOAT, 2)
         there = DeviceRows(device, SLOTS, FLOAT, profile())

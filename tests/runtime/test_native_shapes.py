@@ -19,7 +19,7 @@ from .support import subjects
 
 INPUTS = (
     Tensor(name="x", dtype="int64", shape=("batch", "seq")),
-    Tensor(name="ids", dtype="int64", shape=("ids",)),
+    Tensor(name="ids", dtype="int64", shape=("batch",)),
     Tensor(name="A", dtype="fp32", shape=("rows", 3, "s.rank")),
     Tensor(name="B", dtype="fp32", shape=("rows", "t.rank", 5)),
 )
@@ -31,10 +31,10 @@ def profile(**sizes: tuple[int, int, int]) -> Profile:
     return Profile(sizes={kind: Range(min=a, opt=b, max=c) for kind, (a, b, c) in whole.items()})
 
 
-def shapes(batch: int, seq: int, rows: int, one: int, other: int, ids: int | None = None) -> dict[str, Any]:
+def shapes(batch: int, seq: int, rows: int, one: int, other: int) -> dict[str, Any]:
     return {
         "x": (batch, seq),
-        "ids": (batch if ids is None else ids,),
+        "ids": (batch,),
         "A": (rows, 3, one),
         "B": (rows, other, 5),
     }
@@ -49,13 +49,13 @@ profiles = st.lists(
 size = st.integers(1, 13)
 
 
-@given(profiles, size, size, size, size, size, st.booleans())
+@given(profiles, size, size, size, size, size)
 def test_against_a_plain_search(
-    some: list[Profile], batch: int, seq: int, rows: int, one: int, other: int, shared: bool
+    some: list[Profile], batch: int, seq: int, rows: int, one: int, other: int
 ) -> None:
     """The first of the nearest that hold all sizes; where there is none, all that do not fit are named."""
     table = Shapes(INPUTS, some)
-    given_sizes = shapes(batch, seq, rows, one, other, 1 if shared else None)
+    given_sizes = shapes(batch, seq, rows, one, other)
     values = [("batch", batch), ("seq", seq), ("rows", rows), ("rank", one), ("rank", other)]
 
     def wrong(each: Profile) -> set[tuple[str, int]]:
@@ -88,15 +88,6 @@ def test_equals_go_to_the_first() -> None:
     table = Shapes(INPUTS, [profile(seq=(1, 8, 8)), profile(), profile()])
     assert table.choose(shapes(8, 8, 8, 8, 8)) == 0
     assert table.choose(shapes(8, 9, 8, 8, 8)) == 1
-
-
-def test_one_adapter_for_all_rows() -> None:
-    """A single id is no batch of one."""
-    table = Shapes(INPUTS, [profile(batch=(4, 8, 8))])
-    assert table.choose(shapes(8, 1, 1, 1, 1, ids=1)) == 0
-    with pytest.raises(RequestError) as caught:
-        table.choose(shapes(3, 1, 1, 1, 1, ids=1))
-    assert subjects(caught.value, Code.BAD_INPUT) == {"batch"}
 
 
 def test_the_mend_is_a_profile() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .errors import AdapterError, Code, Problem, RequestError
-from .profiles import kind_of
+from .graph_io import kind_of
 
 Limits = Mapping[str, int]
 

@@ -17,7 +17,8 @@ import numpy as np
 from ..bank import IDENTITY_ROW, Lease, Tensors
 from ..batch_rows import BatchRows
 from ..errors import Code, Problem, RequestError
-from ..profiles import Profile, kind_of
+from ..graph_io import kind_of
+from ..profiles import Profile
 from ..slots import SlotInput
 from ..tensors import Array
 from .device import Device, DeviceArray, aligned
@@ -34,19 +35,22 @@ def device_shapes(
     is the profile's smallest; one that the host has rounded up is cut to its largest. ``rows``: how many,
     whatever the profile says.
     """
-    sizes: dict[str | int, int] = {}
+    sizes: dict[str, int] = {}
     if profile is not None:
         for slot in slots:
             for symbol, size in zip(slot.shape, arrays[slot.name].shape, strict=True):
                 if isinstance(symbol, str):
                     kind = kind_of(symbol)
                     sizes[kind] = max(size, sizes.get(kind, 0))
-        ranges = {kind: profile.range_of(kind) for kind in sizes}
-        sizes = {kind: min(max(size, ranges[kind].min), ranges[kind].max) for kind, size in sizes.items()}
+        sizes = {
+            kind: min(max(size, profile.sizes[kind].min), profile.sizes[kind].max)
+            for kind, size in sizes.items()
+            if kind in profile.sizes
+        }
     found = []
     for slot in slots:
         shape = [
-            sizes.get(kind_of(symbol) if isinstance(symbol, str) else symbol, size)
+            sizes.get(kind_of(symbol), size) if isinstance(symbol, str) else size
             for symbol, size in zip(slot.shape, arrays[slot.name].shape, strict=True)
         ]
         found.append((shape[0] if rows is None else rows, *shape[1:]))
@@ -304,28 +308,34 @@ class DeviceRows:
         """Bytes on the device."""
         return self._memory.nbytes if self._memory is not None else 0
 
-    def bring(self, rows: BatchRows, part: slice, stream: int) -> tuple[DeviceArrays, list[Array]]:
+    def bring(
+        self, rows: BatchRows, part: slice, stream: int, *, each: bool = False
+    ) -> tuple[DeviceArrays, list[Array]]:
         """Queue copies of the rows of ``part`` that have changed; their arrays, and what to keep.
 
         The second of what is returned must live until the stream is synchronized. Arrays may lie
-        unaligned: see :attr:`DeviceArray.aligned`.
+        unaligned: see :attr:`DeviceArray.aligned`. ``each``: where one row stands for all, the device
+        gets it for each of ``part``.
 
         Raises:
             MemoryError: the device has not enough.
             RequestError: a row is larger than the profile.
         """
-        start, stop, _ = part.indices(len(rows))
+        one = each and len(rows) == 1
+        count = max(part.stop, 1) if one else len(rows)
+        start, stop, _ = part.indices(count)
         whole = rows.view(slice(0, len(rows)))
-        shapes = device_shapes(self._slots, whole, self._profile, len(rows))
+        shapes = device_shapes(self._slots, whole, self._profile, count)
         if self._memory is None or self._memory.shapes != shapes:
             self.close()
             self._memory = SlotMemory(self._device, self._slots, shapes, self._dtype)
         read: list[Array] = []
         for row in range(start, stop):
-            if self._revisions.get(row) != rows.revisions[row]:
-                self._memory.check(f"row {row}", rows.sizes(row))
-                read += self._memory.write(row, whole, row, stream)
-                self._revisions[row] = rows.revisions[row]
+            source = 0 if one else row
+            if self._revisions.get(row) != rows.revisions[source]:
+                self._memory.check(f"row {source}", rows.sizes(source))
+                read += self._memory.write(row, whole, source, stream)
+                self._revisions[row] = rows.revisions[source]
         return {name: array.rows(start, stop) for name, array in self._memory.arrays.items()}, read
 
     def forget(self) -> None:

@@ -6,13 +6,15 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
+
 from ... import dtypes
 from ...bank import Lease
 from ...batch_rows import BatchRows
 from ...bundle import Bundle
 from ...engine_file import EngineRecord
 from ...errors import BundleError, Code, Problem, RequestError
-from ...graph_io import graph_inputs, graph_outputs
+from ...graph_io import engine_inputs, graph_outputs
 from ...limits import Limits, check_batch
 from ...outputs import LOGITS
 from ...tensors import Array
@@ -49,6 +51,7 @@ class TensorRTBackend:
         self._device = device
         self._generation = manifest.generation
         self._form = record.caches
+        self._ids = manifest.adapter_ids
         self._dtype = dtypes.NUMPY[manifest.base.dtype]
         self._outputs = {
             spec.name: dtypes.NUMPY[spec.dtype]
@@ -76,11 +79,19 @@ class TensorRTBackend:
         Raises:
             RequestError: no profile takes the run, the device has no memory for it, or it failed.
         """
+        given = self._with_an_id_for_each_row(feeds)
         with _memory(), self._pool.worker() as worker, self._bank.hold(lease) as slots:
             try:
-                return worker.execute({**worker.upload(feeds), **slots}, self._outputs)
+                return worker.execute({**worker.upload(given), **slots}, self._outputs)
             finally:
                 worker.wait()  # before the slot inputs are let go
+
+    def _with_an_id_for_each_row(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The feeds as engines take them, also where one adapter is for all rows."""
+        if self._ids is None:
+            return feeds
+        batch = next(len(array) for name, array in feeds.items() if name != self._ids)
+        return {**feeds, self._ids: np.broadcast_to(feeds[self._ids], (batch,))}
 
     def caches(self, rows: int, room: int) -> DeviceCaches:
         """See :class:`~adexport_runtime.backends.Backend`.
@@ -113,7 +124,7 @@ class TensorRTBackend:
         there = self._rows[caches]
         with _memory(), self._pool.worker() as worker:
             try:
-                arrays, read = there.bring(slots, rows, worker.stream)
+                arrays, read = there.bring(slots, rows, worker.stream, each=True)
                 worker.keep(read)
                 past_lengths = feeds[self._generation.past_lengths]
                 span = caches.span(rows, past_lengths, worker.stream)
@@ -161,7 +172,7 @@ def _check_tensors(bundle: Bundle, record: EngineRecord, executable: Executable)
     """The engine, its record and the bundle's manifest name the same inputs and outputs."""
     manifest = bundle.manifest
     pairs = (
-        ("input", graph_inputs(manifest, guarded=False), record.inputs, executable.inputs),
+        ("input", engine_inputs(manifest), record.inputs, executable.inputs),
         ("output", graph_outputs(manifest), record.outputs, executable.outputs),
     )
     problems = []

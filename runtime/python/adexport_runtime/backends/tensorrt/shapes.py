@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from ...errors import Code, Problem, RequestError
-from ...graph_io import Tensor
+from ...graph_io import Tensor, kind_of
 from ...limits import MEND, Limits
-from ...profiles import Profile, Range, kind_of
+from ...profiles import Profile, Range
 
 #: kinds of sizes that adapters bring
 _OF_ADAPTERS = frozenset({"rank", "width", "labels", "mid"})
@@ -72,7 +72,7 @@ class Shapes:
         sizes: dict[str, int] = {}
         for tensor, shape in given:
             for symbol, size in zip(tensor.shape, shape, strict=True):
-                if isinstance(symbol, str) and symbol != "ids":
+                if isinstance(symbol, str):
                     kind = kind_of(symbol)
                     sizes[kind] = max(size, sizes.get(kind, 0))
         return min(fitting, key=lambda index: (_distance(self._profiles[index], sizes), index))
