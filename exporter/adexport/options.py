@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from adexport_runtime.engine_file import CacheForm
 from adexport_runtime.matching import Targets
 from adexport_runtime.slots import Activation
 
@@ -45,3 +46,22 @@ class BuildOptions:
     quantize_also: tuple[str, ...] | None = None
     min_cosine: float | None = None
     tolerance: float = TOLERANCE["fp32"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which builder, for which GPUs, for which sizes.
+
+    ``engine`` is ``rtx`` or ``tensorrt`` (None: what is installed, TensorRT-RTX first).
+    ``compute_capabilities`` are those of the GPUs, as ``sm86`` (none: what the builder takes by itself).
+    ``profiles`` are texts for :func:`adexport_runtime.profiles.parse_profiles`. ``memory_limit`` is the
+    scratch memory in bytes that a layer may take on the GPU. ``tf32`` lets products of float32 be rounded
+    to TF32. ``caches`` is how a graph that generates writes its caches.
+    """
+
+    engine: str | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
+    memory_limit: int | None = None
+    tf32: bool = False
+    caches: CacheForm = "concat"

@@ -133,13 +133,14 @@ class Bundle:
                 mend="copy or build the bundle again",
             )
             for entry in self.manifest.files
-            if (found := _hash(self.root / entry.path)) != f"sha256 {entry.sha256}"
+            if (found := file_hash(self.root / entry.path)) != f"sha256 {entry.sha256}"
         ]
         if problems:
             raise BundleError(f"{self.root} is refused as a bundle", problems)
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """``sha256`` and the hash of a file, or why it cannot be read."""
     try:
         with path.open("rb") as content:
             return f"sha256 {hashlib.file_digest(content, 'sha256').hexdigest()}"

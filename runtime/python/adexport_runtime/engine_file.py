@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from .bundle import MANIFEST_FILE, Bundle
+from .bundle import MANIFEST_FILE, Bundle, file_hash
 from .errors import BundleError, Code, Problem
 from .files import DuplicateKeyError, load_json
 from .graph_io import Tensor
@@ -32,7 +32,9 @@ class EngineRecord(Schema):
     """What an engine is, and what it was built with.
 
     ``bundle`` is the sha256 of the manifest that the engine was built from. ``compute_capabilities`` are
-    the GPUs it runs on; empty: the one that built it. ``plan`` is the engine itself, beside the record.
+    the GPUs it runs on; empty: what the tool takes by itself (TensorRT-RTX: Ampere and later). ``caches``
+    is null where the graph has none. ``plan`` is the engine itself, beside the record. ``seconds`` and
+    ``peak_bytes`` are what its build took: time, and memory of the process.
     """
 
     format_version: Literal[1] = 1
@@ -73,10 +75,29 @@ class EngineFile:
         """
         folder = engine_folder(bundle.root, target)
         record = read_record(folder)
-        problems = _mismatches(bundle, record, folder)
+        problems = misfits(bundle, record, folder)
         if problems:
             raise BundleError(f"{folder} is refused as an engine", problems)
         return cls(folder, record)
+
+    def check_plan(self) -> None:
+        """Compare the plan with its hash in the record (reads all of it).
+
+        Raises:
+            BundleError: it was changed, or is not there.
+        """
+        expected = f"sha256 {self.record.plan.sha256}"
+        found = file_hash(self.plan_path)
+        if found != expected:
+            problem = Problem(
+                Code.DAMAGED,
+                str(self.plan_path),
+                got=found,
+                expected=expected,
+                cause="the file was changed after the build",
+                mend=f"copy it again, or {_MEND}",
+            )
+            raise BundleError(f"{self.folder} is refused as an engine", problem)
 
 
 def engine_folder(root: Path, target: str) -> Path:
@@ -141,7 +162,8 @@ def read_record(folder: Path) -> EngineRecord:
         raise BundleError(headline, problem) from None
 
 
-def _mismatches(bundle: Bundle, record: EngineRecord, folder: Path) -> list[Problem]:
+def misfits(bundle: Bundle, record: EngineRecord, folder: Path) -> list[Problem]:
+    """Why an engine is none of a bundle: its record, and the size of its plan."""
     problems = []
     if record.fingerprint != bundle.manifest.base.fingerprint:
         problems.append(

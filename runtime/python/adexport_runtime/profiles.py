@@ -183,6 +183,15 @@ def profile_problems(profile: Profile, manifest: Manifest) -> list[Problem]:
         for kind in kinds_of_sizes(manifest)
         if kind not in profile.sizes
     ]
+    sizes = profile.sizes
+    if "room" in sizes and "seq" in sizes and sizes["room"].max < sizes["seq"].max:
+        problems.append(
+            _problem(
+                f"room={sizes['room']}",
+                f"{sizes['room'].max}",
+                f"at least {sizes['seq'].max}, as caches must hold every new token of seq",
+            )
+        )
     return problems
 
 

@@ -1,0 +1,166 @@
+"""An engine for a bundle: its trace is lowered, the graph built, and the engine put beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from adexport_runtime.bundle import TRACE_FILE, Bundle, file_entry
+from adexport_runtime.engine_file import (
+    PLAN_FILE,
+    RECORD_FILE,
+    EngineFile,
+    EngineRecord,
+    bundle_digest,
+    engine_folder,
+)
+from adexport_runtime.errors import BuildError, Code, Problem
+from adexport_runtime.files import atomic_folder
+from adexport_runtime.graph_io import engine_inputs, graph_outputs
+from adexport_runtime.profiles import Profile, parse_profiles
+
+from ..lower import lower
+from ..options import BuildOptions, EngineOptions
+from ..progress import Progress, silent
+from ..slots.again import plan_again
+from .child import order
+from .messages import Built, Job, Probe, Probed
+from .tool import Tool, capability_problems, find_tool
+
+#: measured times, kept from build to build; TensorRT-RTX, which measures nothing ahead of time, has none
+TIMING_FILE = "timing.cache"
+
+_GRAPH_FOLDER = "graph"
+
+
+def check_tool(options: EngineOptions, progress: Progress = silent) -> Tool:
+    """Find the builder and ask it whether it can build for what ``options`` name.
+
+    Raises:
+        DependencyError: it is not installed, or the GPU that it needs is not there.
+        BuildError: it cannot build for a compute capability.
+    """
+    tool = find_tool(options.engine)
+    return _asked(tool, options, progress)[0]
+
+
+def build_engine(
+    bundle: Bundle,
+    options: EngineOptions | None = None,
+    *,
+    progress: Progress = silent,
+) -> EngineFile:
+    """Build an engine from the trace of a bundle, into the bundle; one of the same target is replaced.
+
+    The engine has the slots, the precision and the quantization that the bundle has.
+
+    Raises:
+        DependencyError: the builder is not installed, or the GPU that it needs is not there.
+        RequestError: a profile is none of this bundle.
+        BuildError: the builder refused the graph, a profile or a compute capability, or crashed.
+    """
+    options = options or EngineOptions()
+    manifest = bundle.manifest
+    profiles = parse_profiles(options.profiles, manifest)
+    if options.caches != "concat":
+        _refuse_scatter(manifest.generation is not None)
+    tool, probed = _asked(find_tool(options.engine), options, progress)
+    folder = engine_folder(bundle.root, tool.target)
+    fresh = not folder.parent.exists()
+    try:
+        with atomic_folder(folder) as part:
+            record = _build(bundle, tool, probed, options, profiles, part, progress)
+            (part / RECORD_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except BaseException:
+        if fresh and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+        raise
+    return EngineFile(folder, record)
+
+
+def _asked(tool: Tool, options: EngineOptions, progress: Progress) -> tuple[Tool, Probed]:
+    answer = order(Probe(module=tool.module, device=not tool.ahead), progress)
+    assert isinstance(answer, Probed)
+    problems = capability_problems(options.compute_capabilities, tool, answer.capabilities, answer.device)
+    if problems:
+        raise BuildError(f"{tool.module} {answer.version} cannot build for what was asked", problems)
+    return tool, answer
+
+
+def _build(
+    bundle: Bundle,
+    tool: Tool,
+    probed: Probed,
+    options: EngineOptions,
+    profiles: Sequence[Profile],
+    part: Path,
+    progress: Progress,
+) -> EngineRecord:
+    """Write the plan into ``part``."""
+    manifest = bundle.manifest
+    timing = None if tool.ahead else part / TIMING_FILE
+    before = engine_folder(bundle.root, tool.target) / TIMING_FILE
+    if timing is not None and before.exists():
+        shutil.copyfile(before, timing)
+    progress("lower it for TensorRT")
+    scratch = part / _GRAPH_FOLDER
+    scratch.mkdir()
+    job = Job(
+        module=tool.module,
+        graph=str(_lower(bundle, scratch)),
+        plan=str(part / PLAN_FILE),
+        inputs=engine_inputs(manifest),
+        outputs=graph_outputs(manifest),
+        profiles=tuple(profiles),
+        compute_capabilities=options.compute_capabilities if tool.ahead else (),
+        memory_limit=options.memory_limit,
+        tf32=options.tf32,
+        timing=None if timing is None else str(timing),
+    )
+    built = order(job, progress)
+    assert isinstance(built, Built)
+    shutil.rmtree(scratch)
+    return EngineRecord(
+        target=tool.target,
+        tool_version=built.version,
+        bundle=bundle_digest(bundle.root),
+        fingerprint=manifest.base.fingerprint,
+        plan=file_entry(part, part / PLAN_FILE),
+        compute_capabilities=options.compute_capabilities if probed.device is None else (probed.device,),
+        profiles=job.profiles,
+        inputs=job.inputs,
+        outputs=job.outputs,
+        caches=None if manifest.generation is None else options.caches,
+        tf32=options.tf32,
+        layers=built.layers,
+        seconds=built.seconds,
+        peak_bytes=built.peak_bytes,
+    )
+
+
+def _refuse_scatter(generates: bool) -> None:
+    raise BuildError(
+        "no engine was built",
+        Problem(
+            Code.UNSUPPORTED,
+            "--scatter",
+            got="caches written in place" if generates else "a bundle without caches",
+            expected="caches by Concat" if generates else "a bundle that generates",
+            mend="leave --scatter out",
+        ),
+    )
+
+
+def _lower(bundle: Bundle, folder: Path) -> Path:
+    """The ONNX file for TensorRT, with its weights beside it."""
+    base = bundle.manifest.base
+    lowering = plan_again(bundle, BuildOptions()).lowering(base.dtype)
+    lowering = replace(lowering, quantization=base.quantization)
+    lowered = lower(ir.load(bundle.root / TRACE_FILE), lowering, target="tensorrt")
+    path = folder / "model.onnx"
+    ir.save(lowered.graph, path, external_data="model.bin", alignment=64)
+    return path
