@@ -18,6 +18,7 @@ from adexport_runtime.bundle import (
     WEIGHTS_FOLDER,
     Bundle,
 )
+from adexport_runtime.engine_file import engine_targets
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.files import atomic_folder
 from adexport_runtime.manifest import (
@@ -34,7 +35,7 @@ from adexport_runtime.outputs import LOGITS
 from .check import check_model, check_quality
 from .lower import ADAPTER_IDS, bottleneck_features, layer_features, lower
 from .options import DEFAULT_OPSET, MIN_OPSET, BuildOptions
-from .parts import carry_adapters, carry_trace, check_adapters, files_of, write_lowered
+from .parts import carry_adapters, carry_trace, check_adapters, check_target, files_of, write_lowered
 from .progress import Progress, silent
 from .quality import Quality, floor_of, text_cases
 from .quantization import choose_quantization
@@ -54,13 +55,15 @@ _TOOLS = ("adexport", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
 class BuildResult:
     """A finished bundle, the differences that its check saw, and what is worth knowing of it.
 
-    ``quality`` is what quantization changed; None where nothing is quantized.
+    ``quality`` is what quantization changed; None where nothing is quantized. ``engines_left`` are the
+    targets of engines that stood in the bundle before: built from another graph, they were left behind.
     """
 
     bundle: Bundle
     differences: Mapping[str, float]
     notes: tuple[str, ...] = ()
     quality: Quality | None = None
+    engines_left: tuple[str, ...] = ()
 
 
 def build_model(
@@ -102,12 +105,12 @@ def build_model(
             Problem(Code.UNSUPPORTED, "--opset", got=str(opset), expected=f"{MIN_OPSET} or later"),
         )
     if output is not None:
-        _check_target(output, force)
+        check_target(output, force)
     progress("load the model")
     loaded = load_model(source, task, headless=brings_heads(options))
     quantization = choose_quantization(options, loaded.task, options.dtype or "fp32")
     output = output or Path(f"{loaded.name}.bundle")
-    _check_target(output, force)
+    check_target(output, force)
 
     progress("trace it once")
     architecture = architecture_of(loaded.config)
@@ -144,6 +147,7 @@ def build_model(
         layer_features(trace.graph),
         bottleneck_features(trace.graph),
     )
+    engines = engine_targets(output)
     with atomic_folder(output) as part:
         progress("write the trace and the weights")
         (part / WEIGHTS_FOLDER).mkdir()
@@ -187,7 +191,7 @@ def build_model(
     notes = [f"attention is traced in full: {reason}" for reason in trace.eager_reasons]
     notes += [f"no generation, prompts only: {reason}" for reason in reasons]
     notes += [f"no bottleneck can go behind {path}: no addition follows" for path in trace.endless]
-    return BuildResult(Bundle.open(output), differences, (*notes, *_plan_notes(plan)), quality)
+    return BuildResult(Bundle.open(output), differences, (*notes, *_plan_notes(plan)), quality, engines)
 
 
 def lower_again(
@@ -201,9 +205,9 @@ def lower_again(
 ) -> BuildResult:
     """Lower a bundle's trace anew, with other slots, precision or quantization. Needs no torch.
 
-    ``output`` None replaces the bundle itself, at once and whole; its adapters stay bound. What
-    ``options`` leaves open stays as the bundle has it. ``adapters`` False leaves the bound adapters
-    behind (another ``output`` only).
+    ``output`` None replaces the bundle itself, at once and whole; its adapters stay bound, its engines
+    are left behind. What ``options`` leaves open stays as the bundle has it. ``adapters`` False leaves
+    the bound adapters behind (another ``output`` only).
 
     Raises:
         BuildError: the lowering failed its check.
@@ -213,11 +217,12 @@ def lower_again(
     bundle = Bundle.open(source)
     target = output or source
     if output is not None and output.resolve() != source.resolve():
-        _check_target(output, force)
+        check_target(output, force)
     manifest = bundle.manifest
     plan = plan_again(bundle, options)
     dtype = options.dtype or manifest.base.dtype
     quantization = choose_quantization(options, manifest.base.task, dtype, manifest.base.quantization)
+    engines = engine_targets(target)
     with atomic_folder(target) as part:
         carry_trace(bundle, part)
         changed = manifest.model_copy(
@@ -231,7 +236,7 @@ def lower_again(
         if target != source and adapters:
             carry_adapters(bundle.root, part)
         differences, quality = _finish(part, changed, plan, options, target, progress)
-    return BuildResult(Bundle.open(target), differences, _plan_notes(plan), quality)
+    return BuildResult(Bundle.open(target), differences, _plan_notes(plan), quality, engines)
 
 
 def _finish(
@@ -280,31 +285,6 @@ def _finish(
     check_adapters(part, finished)
     (part / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
     return differences, quality
-
-
-def _check_target(output: Path, force: bool) -> None:
-    if not output.exists():
-        return
-    if not (output / MANIFEST_FILE).exists():
-        raise BuildError(
-            "nothing was built",
-            Problem(
-                Code.EXISTS,
-                str(output),
-                got="something that is no bundle",
-                mend="choose another -o; --force replaces bundles only",
-            ),
-        )
-    if not force:
-        raise BuildError(
-            "nothing was built",
-            Problem(
-                Code.EXISTS,
-                str(output),
-                got="a bundle of this name",
-                mend="give --force to replace it, or another -o",
-            ),
-        )
 
 
 def _refuse_untrained(loaded: LoadedModel, used: Iterable[str]) -> None:

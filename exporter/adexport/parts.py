@@ -17,7 +17,8 @@ from adexport_runtime.bundle import (
     Bundle,
     file_entry,
 )
-from adexport_runtime.errors import AdapterError
+from adexport_runtime.engine_file import engine_folder, engine_targets
+from adexport_runtime.errors import AdapterError, BuildError, Code, Problem
 from adexport_runtime.manifest import File, Manifest
 from adexport_runtime.tensors import read_tensors
 
@@ -28,6 +29,36 @@ _LOWERED = {MODEL_FILE, *(f"{WEIGHTS_FOLDER}/{kind}.bin" for kind in ("fp16", "b
 
 #: bytes of a tensor that still lies in the graph's own file, as onnx-ir has it by default
 _SMALL = 256
+
+
+def check_target(output: Path, force: bool) -> None:
+    """A bundle may appear at ``output``, or with ``force`` take the place of another.
+
+    Raises:
+        BuildError: something stands there.
+    """
+    if not output.exists():
+        return
+    if not (output / MANIFEST_FILE).exists():
+        raise BuildError(
+            "nothing was built",
+            Problem(
+                Code.EXISTS,
+                str(output),
+                got="something that is no bundle",
+                mend="choose another -o; --force replaces bundles only",
+            ),
+        )
+    if not force:
+        raise BuildError(
+            "nothing was built",
+            Problem(
+                Code.EXISTS,
+                str(output),
+                got="a bundle of this name",
+                mend="give --force to replace it, or another -o",
+            ),
+        )
 
 
 def files_of(part: Path) -> tuple[File, ...]:
@@ -42,6 +73,20 @@ def carry_trace(bundle: Bundle, part: Path) -> None:
     for entry in bundle.manifest.files:
         if entry.path not in _LOWERED:
             _copy(bundle.root / entry.path, part / entry.path)
+
+
+def carry_bundle(bundle: Bundle, part: Path) -> None:
+    """Copy a whole bundle, with its adapters, and with its engines: they fit as long as it is the same."""
+    names = [entry.path for entry in bundle.manifest.files] + [MANIFEST_FILE]
+    names += [
+        file.relative_to(bundle.root).as_posix()
+        for target in engine_targets(bundle.root)
+        for file in engine_folder(bundle.root, target).iterdir()
+        if file.is_file() and file.name[0] != "."
+    ]
+    for name in names:
+        _copy(bundle.root / name, part / name)
+    carry_adapters(bundle.root, part)
 
 
 def carry_adapters(source: Path, part: Path) -> None:

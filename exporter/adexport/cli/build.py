@@ -1,4 +1,4 @@
-"""``adexport build``: a model becomes a bundle, or a bundle is lowered again."""
+"""``adexport build``: a model becomes a bundle, a bundle is lowered again, or gets an engine."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from adexport_runtime.bundle import MANIFEST_FILE
-from adexport_runtime.manifest import Manifest, Task
+from adexport_runtime.bundle import MANIFEST_FILE, Bundle
+from adexport_runtime.errors import AdexportError
+from adexport_runtime.manifest import Task
 from adexport_runtime.slots import Activation
 
-from ..options import DEFAULT_OPSET, TOLERANCE, BuildOptions
+from ..options import DEFAULT_OPSET, TOLERANCE, BuildOptions, EngineOptions
+from ..progress import Progress
 from ..quantization import INT4, INT8, METHODS, NONE
 from ..slots.kinds import ACTIVATIONS, DEFAULT_FORMS, FORMS
 from ..slots.targets import parse_targets
-from .console import json_option, need, out, print_json, quiet_transformers, refusals, size, steps
+from .build_report import show, summary
+from .console import json_option, need, print_json, quiet_transformers, refusals, steps
+from .engine_options import engine_options
 
 if TYPE_CHECKING:
+    from adexport_runtime.engine_file import EngineFile
+
     from ..build import BuildResult
 
 _TASKS = ("auto", *get_args(Task))
@@ -78,6 +84,7 @@ _TASKS = ("auto", *get_args(Task))
 @click.option("--opset", type=int, help=f"ONNX opset of the graphs. Default: {DEFAULT_OPSET}")
 @click.option("--tolerance", type=float, help="Largest relative difference from torch. Default: 1e-5")
 @click.option("--force", is_flag=True, help="Replace the bundle that stands there.")
+@engine_options
 @json_option
 @refusals()
 def build(
@@ -99,12 +106,16 @@ def build(
     opset: int | None,
     tolerance: float | None,
     force: bool,
+    engine: EngineOptions | None,
     as_json: bool,
 ) -> None:
     """Export MODEL (a transformers folder or a hub id) once, into a bundle.
 
     MODEL may also be a bundle: its trace is lowered again, with other slots, precision or
     quantization, without torch. Without -o the bundle itself is replaced, whole; bound adapters stay.
+
+    With --target tensorrt the bundle gets an engine, too; a bundle that is given without other options
+    gets nothing else.
     """
     if targets is not None and like:
         raise click.UsageError("give --targets or --like, not both")
@@ -125,12 +136,20 @@ def build(
     )
     for package in ("onnx", "onnx_ir"):
         need(package, "lower", "lowering a graph")
+    again = (Path(model) / MANIFEST_FILE).exists()
+    if again and (task is not None or opset is not None):
+        raise click.UsageError("--task and --opset are chosen when a model is traced, not again")
     from ..build import build_model, lower_again
+    from ..tensorrt.builder import add_engine, check_tool
 
+    result: BuildResult | None = None
+    added: EngineFile | None = None
     with steps() as progress:
-        if (Path(model) / MANIFEST_FILE).exists():
-            if task is not None or opset is not None:
-                raise click.UsageError("--task and --opset are chosen when a model is traced, not again")
+        if engine is not None:
+            check_tool(engine)
+        if engine is not None and again and options == BuildOptions() and tolerance is None:
+            added = add_engine(Path(model), output, options=engine, force=force, progress=progress)
+        elif again:
             result = lower_again(Path(model), output, options=options, force=force, progress=progress)
         else:
             need("torch", "export", "tracing a model")
@@ -145,69 +164,27 @@ def build(
                 force=force,
                 progress=progress,
             )
+        if engine is not None and result is not None:
+            added = _engine_of(result.bundle, engine, progress)
     if as_json:
-        print_json(_summary(result))
+        print_json(summary(result, added))
     else:
-        _show(result)
+        show(result, added)
+
+
+def _engine_of(bundle: Bundle, options: EngineOptions, progress: Progress) -> EngineFile:
+    """The engine of a bundle that was just built; without one, the bundle stands all the same."""
+    from ..tensorrt.builder import build_engine
+
+    try:
+        return build_engine(bundle, options, progress=progress)
+    except AdexportError as error:
+        raise type(error)(
+            f"{bundle.root} is built, its engine is not: {error.headline}", error.problems
+        ) from error
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def _summary(result: BuildResult) -> dict[str, object]:
-    manifest = result.bundle.manifest
-    return {
-        "bundle": str(result.bundle.root),
-        "base": manifest.base.model_dump(),
-        "slots": list(manifest.slots),
-        "sites": len(manifest.sites),
-        "bottleneck_sites": len(manifest.bottlenecks.sites) if manifest.bottlenecks else 0,
-        "max_rank": manifest.limits.max_rank,
-        "bytes": sum(entry.bytes for entry in manifest.files),
-        "differences": dict(result.differences),
-        "quality": None if result.quality is None else result.quality.to_dict(),
-        "notes": list(result.notes),
-    }
-
-
-def _slots(manifest: Manifest) -> list[str]:
-    lines = []
-    if manifest.sites:
-        kinds = ", ".join(kind for kind in manifest.slots if kind not in ("bottleneck", "head"))
-        lines.append(
-            f"{kinds} at {len(manifest.sites)} linear layers, rank up to {manifest.limits.max_rank}"
-        )
-    if manifest.bottlenecks:
-        number = len(manifest.bottlenecks.sites)
-        lines.append(f"bottleneck at {number} places, width up to {manifest.limits.max_width}")
-    if manifest.head:
-        lines.append(f"head on {' or '.join(manifest.head.inputs)}")
-    return lines
-
-
-def _show(result: BuildResult) -> None:
-    manifest = result.bundle.manifest
-    out.print(f"{result.bundle.root}: {manifest.base.architecture}, {manifest.base.dtype}")
-    for line in _slots(manifest) or ["none"]:
-        out.print(f"  slots      {line}")
-    out.print(f"  size       {size(sum(entry.bytes for entry in manifest.files))}")
-    as_built = "as built" if manifest.base.quantization is None else "before quantization"
-    for kind in ("torch", manifest.base.dtype):
-        worst = max(value for name, value in result.differences.items() if name.startswith(f"{kind} "))
-        out.print(
-            f"  parity     {'float32 to torch' if kind == 'torch' else f'{as_built} ({kind})'}: {worst:.1e}"
-        )
-    if manifest.base.quantization is not None and result.quality is not None:
-        quality = result.quality
-        out.print(f"  quantized  {manifest.base.quantization.words}")
-        top1 = "" if quality.top1 is None else f", same first choice {quality.top1:.1%}"
-        where = "on real texts" if quality.texts else "on the reference's batches"
-        least = f"{quality.smallest:.4f} at the worst place"
-        out.print(f"  quality    cosine {quality.cosine:.4f}, {least}{top1}, {where}")
-    for note in result.notes:
-        out.print(f"  note       {note}")
-    if manifest.base.dtype == "bf16":
-        out.print("  note       bf16 was checked in float32 on the rounded weights: no CPU kernels")

@@ -1,10 +1,10 @@
-"""``adexport inspect``: what a bundle, a bound adapter or a foreign adapter is."""
+"""``adexport inspect``: what a bundle, an engine, a bound adapter or a foreign adapter is."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 from adexport_runtime.adapters import CONFIG_FILE, read_adapter
 from adexport_runtime.bound import BoundAdapter, is_bound
 from adexport_runtime.bundle import MANIFEST_FILE, Bundle
-from adexport_runtime.errors import Problem
+from adexport_runtime.engine_file import RECORD_FILE
 from adexport_runtime.quantization import Quantization
 from adexport_runtime.schema import Schema
 from adexport_runtime.slots import BottleneckForm, Bottlenecks, Head
@@ -21,17 +21,33 @@ from adexport_runtime.tensors import peek_metadata
 
 from ..slots.kinds import kinds_of
 from .console import json_option, out, print_json, refusals, size
+from .engine_facts import (
+    bundle_engines,
+    engine_line,
+    gpus,
+    inspect_engine,
+    problem_facts,
+    problem_line,
+    tensor_words,
+)
+
+#: shown below the facts, or not at all
+_BELOW = ("sites", "site_kinds", "widths", "files", "problems", "adapters", "engines", "tools")
 
 
 @click.command(epilog="Example: adexport inspect minilm.bundle --check")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--check", is_flag=True, help="Of a bundle: read every file and compare its hash.")
+@click.option(
+    "--check", is_flag=True, help="Of a bundle or an engine: read every file and compare its hash."
+)
 @json_option
 @refusals()
 def inspect(path: Path, check: bool, as_json: bool) -> None:
-    """Show what PATH is: a bundle, a bound adapter, or a foreign adapter; needs no torch."""
+    """Show what PATH is: a bundle, its engine, a bound or a foreign adapter; needs no torch."""
     if (path / MANIFEST_FILE).exists():
         facts = _bundle(path, check)
+    elif (path / RECORD_FILE).exists():
+        facts = inspect_engine(path, check)
     elif path.is_file() and path.name != CONFIG_FILE and is_bound(peek_metadata(path)):
         facts = _bound(path)
     else:
@@ -62,8 +78,8 @@ def _bundle(path: Path, check: bool) -> dict[str, Any]:
         "opset": manifest.opset,
         "max_positions": base.max_positions,
         "labels": list(base.labels),
-        "inputs": {i.name: f"{i.dtype} {_shape(i.shape)}" for i in manifest.inputs},
-        "outputs": {o.name: f"{o.dtype} {_shape(o.shape)}" for o in manifest.outputs},
+        "inputs": {i.name: tensor_words(i) for i in manifest.inputs},
+        "outputs": {o.name: tensor_words(o) for o in manifest.outputs},
         "slots": list(manifest.slots),
         "max_rank": manifest.limits.max_rank,
         "max_width": manifest.limits.max_width,
@@ -72,6 +88,7 @@ def _bundle(path: Path, check: bool) -> dict[str, Any]:
         "bottlenecks": None if manifest.bottlenecks is None else _bottlenecks(manifest.bottlenecks),
         "head": None if manifest.head is None else _head(manifest.head),
         "adapters": {name: _brief(file) for name, file in bundle.adapters().items()},
+        "engines": bundle_engines(bundle, check),
         "bytes": sum(entry.bytes for entry in manifest.files),
         "files": {entry.path: entry.bytes for entry in manifest.files},
         "files_checked": check,
@@ -147,7 +164,7 @@ def _foreign(path: Path) -> dict[str, Any]:
         "bytes": sum(file.stat().st_size for file in path.iterdir())
         if path.is_dir()
         else path.stat().st_size,
-        "problems": [_problem(problem) for problem in adapter.problems],
+        "problems": [problem_facts(problem) for problem in adapter.problems],
     }
 
 
@@ -155,19 +172,25 @@ def _dumped(style: Schema | None) -> dict[str, Any] | None:
     return None if style is None else style.model_dump(mode="json")
 
 
-def _problem(problem: Problem) -> dict[str, str]:
-    return {key: str(value) for key, value in vars(problem).items() if value}
-
-
-def _shape(shape: Iterable[object]) -> str:
-    return f"[{', '.join(str(part) for part in shape)}]"
-
-
 def _show(facts: Mapping[str, Any]) -> None:
     for key, value in facts.items():
-        if key in ("sites", "site_kinds", "widths", "files", "problems", "adapters", "tools"):
+        if key in _BELOW or (key in ("inputs", "outputs") and facts["kind"] == "engine"):
             continue
         out.print(f"{key.replace('_', ' '):17} {_text(key, value)}")
+    if facts["kind"] == "engine":
+        _show_sites("inputs", facts["inputs"])
+        _show_sites("outputs", facts["outputs"])
+    else:
+        _show_slots(facts)
+    for path, brief in facts.get("adapters", {}).items():
+        out.print(f"adapter {path}: {_adapter(brief)}")
+    for target, brief in facts.get("engines", {}).items():
+        out.print(f"engine {target}: {engine_line(brief)}")
+    for problem in facts.get("problems", ()):
+        out.print(f"problem {problem_line(problem)}")
+
+
+def _show_slots(facts: Mapping[str, Any]) -> None:
     _show_sites("sites", {path: _site(facts, path) for path in facts["sites"]})
     widths = {path: f"width {width}" for path, width in facts.get("widths", {}).items()}
     if facts.get("bottlenecks"):
@@ -175,17 +198,17 @@ def _show(facts: Mapping[str, Any]) -> None:
         widths = {path: f"{place['features']} features, {place['location']}" for path, place in places}
     if widths:
         _show_sites("bottlenecks", widths)
-    for path, brief in facts.get("adapters", {}).items():
-        out.print(f"adapter {path}: {_adapter(brief)}")
-    for problem in facts.get("problems", ()):
-        out.print("problem " + "; ".join(f"{key} {value}" for key, value in problem.items()))
 
 
 def _text(key: str, value: Any) -> str:
     """A fact for people."""
+    if key == "compute_capabilities":
+        return gpus({key: value})
+    if key == "profiles":
+        return " | ".join(value)
     if value is None or value == []:
         return "none"
-    if key == "bytes":
+    if key in ("bytes", "peak_bytes"):
         return size(value)
     if key == "quantization":
         return Quantization(**value).words

@@ -25,6 +25,7 @@ from adexport_runtime.profiles import Profile, parse_profiles
 
 from ..lower import lower
 from ..options import BuildOptions, EngineOptions
+from ..parts import carry_adapters, carry_bundle, check_adapters, check_target
 from ..progress import Progress, silent
 from ..slots.again import plan_again
 from .child import order
@@ -46,6 +47,33 @@ def check_tool(options: EngineOptions, progress: Progress = silent) -> Tool:
     """
     tool = find_tool(options.engine)
     return _asked(tool, options, progress)[0]
+
+
+def add_engine(
+    source: Path,
+    output: Path | None = None,
+    *,
+    options: EngineOptions | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> EngineFile:
+    """Build an engine into a bundle, or into a copy of it at ``output``. Needs no torch.
+
+    Raises:
+        AdapterError: an adapter bound in the bundle to be replaced does not fit.
+        BuildError, DependencyError, RequestError: as :func:`build_engine`.
+    """
+    bundle = Bundle.open(source)
+    if output is None or output.resolve() == source.resolve():
+        return build_engine(bundle, options, progress=progress)
+    check_target(output, force)
+    with atomic_folder(output) as part:
+        carry_bundle(bundle, part)
+        if output.exists():
+            carry_adapters(output, part)
+            check_adapters(part, bundle.manifest)
+        target = build_engine(Bundle.open(part), options, progress=progress).record.target
+    return EngineFile.open(Bundle.open(output), target)
 
 
 def build_engine(
