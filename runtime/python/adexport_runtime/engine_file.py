@@ -139,7 +139,7 @@ def read_record(folder: Path) -> EngineRecord:
     try:
         data: Any = load_json(text)
         version = data.get("format_version") if isinstance(data, dict) else None
-        if version != 1:
+        if type(version) is not int or version != 1:
             problem = Problem(Code.VERSION, "format_version", got=repr(version), expected="1", mend=_MEND)
             raise BundleError(headline, problem)
         return EngineRecord.model_validate_json(text)
