@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from safetensors.numpy import load_file, save_file
 
 from adexport.build import build_model
 from adexport.options import BuildOptions, EngineOptions
@@ -25,10 +26,13 @@ from adexport.tensorrt.device import present_device
 from adexport.tensorrt.messages import Built, Job, Probe, Probed
 from adexport.tensorrt.tool import TOOLS, capability_problems, find_tool
 from adexport_runtime.bundle import Bundle
-from adexport_runtime.engine_file import EngineFile, engine_folder, engine_targets
+from adexport_runtime.engine_file import CacheForm, EngineFile, engine_folder, engine_targets
 from adexport_runtime.errors import BuildError, Code, DependencyError, RequestError
 from adexport_runtime.graph_io import Tensor, engine_inputs, graph_outputs
 from adexport_runtime.profiles import Profile, Range, default_profiles
+from adexport_runtime.tensors import peek_metadata
+
+from .generators import GENERATORS, make_tenants
 
 RTX = "tensorrt_rtx"
 MIDDLE = "Optimizing graph"
@@ -41,6 +45,14 @@ def with_engine(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copytree(tiny_bundle, target)
     build_engine(Bundle.open(target))
     return target
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of a tiny Llama; engines come and go in it."""
+    folder = tmp_path_factory.mktemp("decoder")
+    tenants = make_tenants(GENERATORS["Llama, wide"], folder, adapters=0)
+    return build_model(str(tenants.model), folder / "d", options=BuildOptions(max_rank=8)).bundle
 
 
 def names(folder: Path) -> list[str]:
@@ -104,13 +116,24 @@ class TestBuilt:
         assert any(MIDDLE in step for step in steps)
 
     @pytest.mark.slow
-    def test_every_kind_of_slot(self, tiny_classifier: Path, tmp_path: Path) -> None:
+    def test_every_kind_of_slot_in_half_precision(self, tiny_classifier: Path, tmp_path: Path) -> None:
         kinds = ("lora", "bias", "scale", "bottleneck", "head")
-        options = BuildOptions(slots=kinds)
+        options = BuildOptions(slots=kinds, dtype="fp16")
         bundle = build_model(str(tiny_classifier), tmp_path / "b", options=options).bundle
         record = build_engine(bundle, EngineOptions(compute_capabilities=("sm89",))).record
         assert set(record.profiles[0].sizes) == {"batch", "seq", "rows", "rank", "width", "labels", "mid"}
-        assert {tensor.dtype for tensor in record.inputs} == {"int64", "fp32"}
+        assert {tensor.dtype for tensor in record.inputs} == {"int64", "fp16"}
+
+    @pytest.mark.parametrize(("form", "room"), [("concat", "8:32:40"), ("scatter", "40:40:40")])
+    def test_a_decoder(self, decoder: Bundle, form: CacheForm, room: str) -> None:
+        options = EngineOptions(
+            profiles=("batch=1:2:4,seq=1,room=8:32:40", "batch=1:1:4,seq=1:8:16,room=8:32:40"), caches=form
+        )
+        record = build_engine(decoder, options).record
+        assert record.caches == form
+        assert [str(profile.sizes["room"]) for profile in record.profiles] == [room] * 2
+        assert record.inputs == engine_inputs(decoder.manifest)
+        assert record.outputs == graph_outputs(decoder.manifest)
 
     def test_measured_times_are_kept_in_a_file(self, tmp_path: Path) -> None:
         """TensorRT-RTX takes such a file too, and does nothing with it."""
@@ -189,6 +212,24 @@ class TestRefused:
     def test_an_operator_that_tensorrt_does_not_know(self, tmp_path: Path) -> None:
         with pytest.raises(BuildError, match="BiasGelu odd"):
             order(_job(tmp_path, operator="BiasGelu", domain="com.microsoft"), lambda _: None)
+
+    def test_caches_in_place_have_one_room(self, decoder: Bundle) -> None:
+        options = EngineOptions(profiles=("room=1:8:40,seq=8", "room=32,seq=8"), caches="scatter")
+        with pytest.raises(BuildError, match="got profiles of room 32, 40, expected one room"):
+            build_engine(decoder, options)
+
+    def test_a_trace_that_computes_something_else(self, bundle_copy: Path) -> None:
+        """The graph is compared with what torch computed before an engine is made of it."""
+        tensors = load_file(bundle_copy / "reference.safetensors")
+        wrong = {name: value + 1 if ".output." in name else value for name, value in tensors.items()}
+        size = (bundle_copy / "reference.safetensors").stat().st_size
+        metadata = dict(peek_metadata(bundle_copy / "reference.safetensors"))
+        save_file(wrong, bundle_copy / "reference.safetensors", metadata)
+        assert (bundle_copy / "reference.safetensors").stat().st_size == size
+        with pytest.raises(BuildError) as caught:
+            build_engine(Bundle.open(bundle_copy))
+        assert caught.value.codes == {Code.PARITY}
+        assert not (bundle_copy / "engines").exists()
 
 
 class TestFaults:

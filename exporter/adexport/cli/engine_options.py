@@ -89,7 +89,11 @@ def engine_options(command: C) -> Any:
             help="Scratch memory on the GPU that a layer may take, as 2GB.",
         ),
         click.option("--tf32", is_flag=True, help="Let products of float32 be rounded to TF32."),
-        click.option("--scatter", is_flag=True, help="Of a decoder: write KV caches in place."),
+        click.option(
+            "--scatter",
+            is_flag=True,
+            help="Of a decoder: write KV caches in place; all have the largest room of the profile.",
+        ),
     )
     for option in reversed(options):
         wrapped = option(wrapped)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from adexport_runtime.bundle import TRACE_FILE, Bundle, file_entry
+from adexport_runtime.bundle import REFERENCE_FILE, TRACE_FILE, Bundle, file_entry
 from adexport_runtime.engine_file import (
     PLAN_FILE,
     RECORD_FILE,
@@ -20,13 +19,16 @@ from adexport_runtime.engine_file import (
 )
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.files import atomic_folder
-from adexport_runtime.graph_io import engine_inputs, graph_outputs
-from adexport_runtime.profiles import Profile, parse_profiles
+from adexport_runtime.graph_io import Tensor, engine_inputs, graph_outputs
+from adexport_runtime.manifest import Manifest
+from adexport_runtime.profiles import Profile, Range, parse_profiles
 
-from ..lower import lower
+from ..check import check_model
+from ..lower import TENSORRT, lower
 from ..options import BuildOptions, EngineOptions
 from ..parts import carry_adapters, carry_bundle, check_adapters, check_target
 from ..progress import Progress, silent
+from ..reference import load_reference
 from ..slots.again import plan_again
 from .child import order
 from .messages import Built, Job, Probe, Probed
@@ -36,6 +38,7 @@ from .tool import Tool, capability_problems, find_tool
 TIMING_FILE = "timing.cache"
 
 _GRAPH_FOLDER = "graph"
+_ROOM = "room"
 
 
 def check_tool(options: EngineOptions, progress: Progress = silent) -> Tool:
@@ -94,14 +97,15 @@ def build_engine(
     options = options or EngineOptions()
     manifest = bundle.manifest
     profiles = parse_profiles(options.profiles, manifest)
-    if options.caches != "concat":
-        _refuse_scatter(manifest.generation is not None)
+    in_place = None
+    if options.caches == "scatter":
+        profiles, in_place = _fixed_room(profiles, manifest)
     tool, probed = _asked(find_tool(options.engine), options, progress)
     folder = engine_folder(bundle.root, tool.target)
     fresh = not folder.parent.exists()
     try:
         with atomic_folder(folder) as part:
-            record = _build(bundle, tool, probed, options, profiles, part, progress)
+            record = _build(bundle, (tool, probed), options, profiles, in_place, part, progress)
             (part / RECORD_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except BaseException:
         if fresh and not any(folder.parent.iterdir()):
@@ -121,29 +125,30 @@ def _asked(tool: Tool, options: EngineOptions, progress: Progress) -> tuple[Tool
 
 def _build(
     bundle: Bundle,
-    tool: Tool,
-    probed: Probed,
+    asked: tuple[Tool, Probed],
     options: EngineOptions,
-    profiles: Sequence[Profile],
+    profiles: tuple[Profile, ...],
+    in_place: int | None,
     part: Path,
     progress: Progress,
 ) -> EngineRecord:
     """Write the plan into ``part``."""
+    tool, probed = asked
     manifest = bundle.manifest
+    inputs, outputs = engine_inputs(manifest), graph_outputs(manifest)
     timing = None if tool.ahead else part / TIMING_FILE
     before = engine_folder(bundle.root, tool.target) / TIMING_FILE
     if timing is not None and before.exists():
         shutil.copyfile(before, timing)
-    progress("lower it for TensorRT")
     scratch = part / _GRAPH_FOLDER
     scratch.mkdir()
     job = Job(
         module=tool.module,
-        graph=str(_lower(bundle, scratch)),
+        graph=str(_lower(bundle, in_place, scratch, progress)),
         plan=str(part / PLAN_FILE),
-        inputs=engine_inputs(manifest),
-        outputs=graph_outputs(manifest),
-        profiles=tuple(profiles),
+        inputs=_with_room(inputs, in_place),
+        outputs=_with_room(outputs, in_place),
+        profiles=profiles,
         compute_capabilities=options.compute_capabilities if tool.ahead else (),
         memory_limit=options.memory_limit,
         tf32=options.tf32,
@@ -159,9 +164,9 @@ def _build(
         fingerprint=manifest.base.fingerprint,
         plan=file_entry(part, part / PLAN_FILE),
         compute_capabilities=options.compute_capabilities if probed.device is None else (probed.device,),
-        profiles=job.profiles,
-        inputs=job.inputs,
-        outputs=job.outputs,
+        profiles=profiles,
+        inputs=inputs,
+        outputs=outputs,
         caches=None if manifest.generation is None else options.caches,
         tf32=options.tf32,
         layers=built.layers,
@@ -170,25 +175,51 @@ def _build(
     )
 
 
-def _refuse_scatter(generates: bool) -> None:
-    raise BuildError(
-        "no engine was built",
-        Problem(
-            Code.UNSUPPORTED,
-            "--scatter",
-            got="caches written in place" if generates else "a bundle without caches",
-            expected="caches by Concat" if generates else "a bundle that generates",
-            mend="leave --scatter out",
-        ),
+def _lower(bundle: Bundle, in_place: int | None, folder: Path, progress: Progress) -> Path:
+    """The ONNX file for TensorRT, with its weights beside it, checked against what torch computed."""
+    manifest = bundle.manifest
+    progress("lower it for TensorRT")
+    trace = ir.load(bundle.root / TRACE_FILE)
+    lowering = replace(
+        plan_again(bundle, BuildOptions()).lowering(manifest.base.dtype),
+        quantization=manifest.base.quantization,
+        in_place=in_place,
+    )
+    path = folder / "model.onnx"
+    ir.save(lower(trace, lowering, TENSORRT).graph, path, external_data="model.bin", alignment=64)
+    progress("check the graph: ONNX Runtime on the CPU, parity with torch")
+    cases = load_reference(bundle.root / REFERENCE_FILE)
+    check_model(path, trace, lowering, cases, BuildOptions().tolerance, manifest.generation, TENSORRT)
+    return path
+
+
+def _fixed_room(profiles: tuple[Profile, ...], manifest: Manifest) -> tuple[tuple[Profile, ...], int]:
+    """Profiles for caches that are written in place: their room is one number, the largest.
+
+    Raises:
+        BuildError: the bundle has no caches, or the profiles end at several rooms.
+    """
+    if manifest.generation is None:
+        raise _no_scatter("a bundle without caches", "a bundle that generates", "leave --scatter out")
+    rooms = sorted({profile.sizes[_ROOM].max for profile in profiles})
+    if len(rooms) > 1:
+        found = ", ".join(str(room) for room in rooms)
+        raise _no_scatter(f"profiles of room {found}", "one room", "give each --profile the same room")
+    (room,) = rooms
+    fixed = {_ROOM: Range(min=room, opt=room, max=room)}
+    return tuple(Profile(sizes={**profile.sizes, **fixed}) for profile in profiles), room
+
+
+def _with_room(tensors: tuple[Tensor, ...], room: int | None) -> tuple[Tensor, ...]:
+    """What a graph whose caches have just this room must have."""
+    return tuple(
+        tensor.model_copy(update={"shape": tuple(room if size == _ROOM else size for size in tensor.shape)})
+        if room is not None
+        else tensor
+        for tensor in tensors
     )
 
 
-def _lower(bundle: Bundle, folder: Path) -> Path:
-    """The ONNX file for TensorRT, with its weights beside it."""
-    base = bundle.manifest.base
-    lowering = plan_again(bundle, BuildOptions()).lowering(base.dtype)
-    lowering = replace(lowering, quantization=base.quantization)
-    lowered = lower(ir.load(bundle.root / TRACE_FILE), lowering, target="tensorrt")
-    path = folder / "model.onnx"
-    ir.save(lowered.graph, path, external_data="model.bin", alignment=64)
-    return path
+def _no_scatter(got: str, expected: str, mend: str) -> BuildError:
+    problem = Problem(Code.UNSUPPORTED, "--scatter", got=got, expected=expected, mend=mend)
+    return BuildError("no engine was built", problem)
