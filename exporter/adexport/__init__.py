@@ -11,15 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .build import BuildResult, build_model, lower_again
-    from .options import BuildOptions
+    from .options import BuildOptions, EngineOptions
+    from .tensorrt.builder import add_engine
     from .verify import Report, verify_bundle
 
-__all__ = ["BuildOptions", "BuildResult", "Report", "build_model", "lower_again", "verify_bundle"]
+__all__ = [
+    "BuildOptions",
+    "BuildResult",
+    "EngineOptions",
+    "Report",
+    "add_engine",
+    "build_model",
+    "lower_again",
+    "verify_bundle",
+]
 
 _HOMES = {
     "BuildOptions": ".options",
     "BuildResult": ".build",
+    "EngineOptions": ".options",
     "Report": ".verify",
+    "add_engine": ".tensorrt.builder",
     "build_model": ".build",
     "lower_again": ".build",
     "verify_bundle": ".verify",
