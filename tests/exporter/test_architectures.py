@@ -6,7 +6,7 @@ rows, mixed rows, ragged rows, one row and one token are equal. PEFT then has th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from adexport_runtime import AdapterError, BuildError, Code, Engine
 from adexport_runtime.slots import OwnHead
 from adexport_runtime.tensors import Array
 
-from .families import BARE, CAUSAL, FAMILIES, HEADS, IMAGE, TEXT, TOKEN, Built, build_family, torch_model
+from .conftest import BuiltOf
+from .families import BARE, CAUSAL, FAMILIES, HEADS, IMAGE, TEXT, TOKEN, Built, torch_model
 
 #: what each family is built for besides classification
 BASES = [
@@ -38,21 +39,6 @@ CLASSIFIERS = [*HEADS, ("ModernBert", TEXT)]
 
 TOKENS = (7, 2, 9, 1, 4, 9)
 ROWS = (None, "one", "two", "one", None, "two")
-
-BuiltOf = Callable[[str, str], Built]
-
-
-@pytest.fixture(scope="module")
-def built_of(tmp_path_factory: pytest.TempPathFactory) -> BuiltOf:
-    """``built_of(family, task)``, each built once."""
-    known: dict[tuple[str, str], Built] = {}
-
-    def built(name: str, task: str) -> Built:
-        if (name, task) not in known:
-            known[name, task] = build_family(name, task, tmp_path_factory.mktemp(name))
-        return known[name, task]
-
-    return built
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from adexport.rotary import steady_positions
 from adexport.windows import UNLIMITED, Window, window_of
 from adexport_runtime import BundleError, Code, Engine
 
+from .conftest import GeneratorOf
 from .families import CAUSAL, FAMILIES, Family
 from .generators import GENERATORS, Reference, Tenants, make_prompts, make_tenants
 
@@ -49,13 +50,13 @@ def generate(engine: Engine, tenants: Tenants, **settings: Any) -> list[tuple[in
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_tokens_are_those_of_transformers_and_peft(name: str, tmp_path: Path) -> None:
+def test_tokens_are_those_of_transformers_and_peft(name: str, generator_of: GeneratorOf) -> None:
     """Ragged prompts, mixed rows, longer than every window; three rows at once, so rows come and go."""
-    tenants = make_tenants(GENERATORS[name], tmp_path)
-    result = build_model(str(tenants.model), tmp_path / "bundle", options=BuildOptions(max_rank=8))
+    tenants, built = generator_of(name)
+    result = built.result
     assert result.notes == ()
     assert {key.split()[-1] for key in result.differences} >= {"steps", "mixed"}
-    with Engine.open(tmp_path / "bundle", threads=1) as engine:
+    with Engine.open(result.bundle.root, threads=1) as engine:
         found = generate(engine, tenants, max_batch=3, max_new_tokens=20)
     reference = Reference(tenants)
     for prompt, row, ids in zip(make_prompts(97, LENGTHS), ROWS, found, strict=True):
