@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,6 +164,20 @@ class TestRefused:
         assert problem["code"] == "package-missing"
         assert f"'adexport[{extra}]'" in problem["mend"]
         assert not target.exists()
+
+
+def test_a_build_that_is_terminated_leaves_nothing(bundle_copy: Path) -> None:
+    before = sorted(bundle_copy.rglob("*"))
+    script = "from adexport.cli import main; main()"
+    words = ["build", str(bundle_copy), *ENGINE]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *words], stderr=subprocess.PIPE, text=True
+    ) as build:
+        assert build.stderr is not None
+        assert any("Optimizing" in line for line in build.stderr)
+        build.terminate()
+        assert build.wait(60) == 128 + signal.SIGTERM
+    assert sorted(bundle_copy.rglob("*")) == before
 
 
 class TestInspect:

@@ -21,7 +21,7 @@ from adexport_runtime.engine_file import (
     engine_targets,
     read_record,
 )
-from adexport_runtime.graph_io import graph_inputs, graph_outputs
+from adexport_runtime.graph_io import engine_inputs, graph_outputs
 from adexport_runtime.manifest import File
 from adexport_runtime.profiles import default_profiles
 
@@ -38,7 +38,7 @@ def record_of(bundle: Bundle) -> EngineRecord:
         plan=File(path="model.plan", bytes=len(PLAN), sha256=hashlib.sha256(PLAN).hexdigest()),
         compute_capabilities=("sm86",),
         profiles=default_profiles(bundle.manifest),
-        inputs=graph_inputs(bundle.manifest, guarded=False),
+        inputs=engine_inputs(bundle.manifest),
         outputs=graph_outputs(bundle.manifest),
         caches=None,
         tf32=False,

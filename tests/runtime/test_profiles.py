@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adexport_runtime import Bundle, Manifest, RequestError
-from adexport_runtime.graph_io import graph_inputs
+from adexport_runtime.graph_io import engine_inputs, kind_of
 from adexport_runtime.manifest import parse_manifest
 from adexport_runtime.profiles import (
     Profile,
     Range,
     default_profiles,
-    kind_of,
     kinds_of_sizes,
     parse_profiles,
     profile_problems,
@@ -81,22 +80,22 @@ class TestDefaults:
         assert prompts.sizes["batch"].opt == 1
         for profile in (steps, prompts):
             assert profile_problems(profile, decoder) == []
-            assert profile.sizes["rows"].max == profile.sizes["batch"].max
+            assert "rows" not in profile.sizes  # slots have a row for each of the batch
 
 
 class TestShapes:
     def test_of_every_input(self, manifest: Manifest) -> None:
         (profile,) = default_profiles(manifest)
-        tensors = {tensor.name: tensor for tensor in graph_inputs(manifest, guarded=False)}
+        tensors = {tensor.name: tensor for tensor in engine_inputs(manifest)}
         lora = tensors["encoder.layer.0.output.dense.lora_A"]
         assert profile.shapes(lora) == ((1, 48, 1), (17, 48, 16), (65, 48, 16))
         assert profile.shapes(tensors["input_ids"]) == ((1, 1), (8, 40), (32, 40))
 
-    def test_one_adapter_for_all_rows_always_fits(self, manifest: Manifest) -> None:
+    def test_what_a_profile_does_not_hold(self, manifest: Manifest) -> None:
         (profile,) = parse_profiles(["batch=4:8:16"], manifest)
-        tensors = {tensor.name: tensor for tensor in graph_inputs(manifest, guarded=False)}
-        assert profile.shapes(tensors["adapter_ids"]) == ((1,), (8,), (16,))
-        assert profile.misfits(tensors["adapter_ids"], (1,)) == []
+        tensors = {tensor.name: tensor for tensor in engine_inputs(manifest)}
+        assert profile.shapes(tensors["adapter_ids"]) == ((4,), (8,), (16,))
+        assert profile.misfits(tensors["input_ids"], (4, 40)) == []
         assert profile.misfits(tensors["input_ids"], (1, 41)) == [
             ("batch", 1, profile.sizes["batch"]),
             ("seq", 41, profile.sizes["seq"]),
@@ -106,7 +105,7 @@ class TestShapes:
 
     def test_kinds(self) -> None:
         assert kind_of("encoder.layer.0.output.dense.rank") == "rank"
-        assert kind_of("ids") == "batch"
+        assert kind_of("batch") == "batch"
 
 
 class TestParse:
@@ -132,15 +131,14 @@ class TestParse:
     def test_of_a_decoder(self, manifest: Manifest) -> None:
         decoder = generating(manifest)
         (steps,) = parse_profiles(["batch=2:4:8,seq=1"], decoder)
-        assert str(steps.sizes["rows"]) == "1:4:8"
+        assert str(steps.sizes["batch"]) == "2:4:8"
         assert str(steps.sizes["wanted"]) == "1:1:1"
 
     @pytest.mark.parametrize(
         ("text", "culprit"),
         [
             ("seq=1:8:64,room=1:8:32", "room=1:8:32"),
-            ("batch=1:4:8,rows=1:4:4", "rows=1:4:4"),
-            ("batch=1:4:8,rows=2:4:8", "rows=2:4:8"),
+            ("batch=1:4:8,rows=1:4:8", "rows=1:4:8"),
             ("room=1:2:5000", "room=1:2:5000"),
         ],
     )

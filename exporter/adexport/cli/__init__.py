@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from adexport_runtime.errors import AdexportError
@@ -35,7 +38,11 @@ for _verb in _VERBS:
 
 
 def main() -> None:
-    """Run the command line; a refusal becomes its message and exit code 1."""
+    """Run the command line; a refusal becomes its message and exit code 1.
+
+    A SIGTERM ends it as a Ctrl-C does: what is half written is removed.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         cli.main(standalone_mode=True)
     except AdexportError as error:

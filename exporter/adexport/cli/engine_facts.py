@@ -19,7 +19,6 @@ from adexport_runtime.engine_file import (
 from adexport_runtime.errors import BundleError, Problem
 from adexport_runtime.graph_io import Tensor
 from adexport_runtime.manifest import Input, Output
-from adexport_runtime.profiles import kind_of
 
 from .console import size
 
@@ -145,12 +144,7 @@ def _brief(record: EngineRecord) -> dict[str, Any]:
 
 
 def _tensors(tensors: Iterable[Tensor]) -> dict[str, str]:
-    """Ragged sizes by their kinds, as profiles name them."""
-    kinds = {
-        tensor.name: tuple(size if isinstance(size, int) else kind_of(size) for size in tensor.shape)
-        for tensor in tensors
-    }
-    return {t.name: tensor_words(t.model_copy(update={"shape": kinds[t.name]})) for t in tensors}
+    return {tensor.name: tensor_words(tensor) for tensor in tensors}
 
 
 def _lies_in(root: Path) -> bool:
