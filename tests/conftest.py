@@ -12,7 +12,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from samples.smollm2 import smollm2_folder
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from adexport.build import build_model
 from adexport.options import BuildOptions
@@ -57,6 +64,33 @@ def tiny_bundle(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """
     target = tmp_path_factory.mktemp("bundles") / "tiny.bundle"
     build_model(str(tiny_bert), target, options=BuildOptions(max_rank=16))
+    return target
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder with a tiny random Llama."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of ``tiny_llama`` that generates, rank up to 16. Shared, not to be changed."""
+    target = tmp_path_factory.mktemp("bundles") / "decoder.bundle"
+    build_model(str(tiny_llama), target, options=BuildOptions(max_rank=16))
     return target
 
 

@@ -186,33 +186,10 @@ def test_few_rows_serve_many_adapters(tiny_bundle: Path, make_lora: MakeLora) ->
 
 
 class TestOpening:
-    def test_providers_that_are_not_there(self, tiny_bundle: Path) -> None:
-        for provider in ("cuda", "ort-tensorrt", "ort-tensorrt-rtx"):
-            with pytest.raises(ProviderError) as caught:
-                Engine.open(tiny_bundle, provider=provider)
-            assert caught.value.codes == {Code.PROVIDER_UNAVAILABLE}
-            assert "adexport[gpu]" in str(caught.value)
-
     def test_a_provider_that_nobody_knows(self, tiny_bundle: Path) -> None:
         with pytest.raises(ProviderError) as caught:
             Engine.open(tiny_bundle, provider="tpu")
         assert "cpu, cuda, tensorrt, ort-tensorrt, ort-tensorrt-rtx" in str(caught.value)
-
-    def test_a_provider_that_did_not_start_is_no_fallback(
-        self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """ONNX Runtime itself falls back to the CPU and only logs it."""
-        import onnxruntime
-
-        from adexport_runtime.backends.onnxruntime import open_session
-
-        monkeypatch.setattr(
-            onnxruntime,
-            "get_available_providers",
-            lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        )
-        with pytest.raises((ProviderError, BundleError)), pytest.warns(UserWarning, match="CUDA"):
-            open_session(tiny_bundle / "model.onnx", "cuda")
 
     def test_bfloat16_on_the_cpu(self, bf16_bundle: Path) -> None:
         with pytest.raises(ProviderError) as caught:

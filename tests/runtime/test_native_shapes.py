@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adexport_runtime import AdapterError, Code, RequestError
 from adexport_runtime.backends.tensorrt.shapes import Shapes, envelope, limits_of
 from adexport_runtime.graph_io import Tensor
-from adexport_runtime.limits import check_adapter, check_batch, most_adapters
+from adexport_runtime.limits import MEND, check_adapter, check_batch, most_adapters
 from adexport_runtime.profiles import Profile, Range
 
 from .support import subjects
@@ -96,8 +96,8 @@ def test_the_mend_is_a_profile() -> None:
         table.choose(shapes(65, 8, 8, 8, 70))
     mends = {problem.subject: problem.mend for problem in caught.value.problems}
     assert mends == {
-        "batch": "adexport build BUNDLE --target tensorrt --profile batch=1:65:65",
-        "rank": "adexport build BUNDLE --target tensorrt --profile rank=1:70:70",
+        "batch": MEND.format("batch=1:65:65"),
+        "rank": MEND.format("rank=1:70:70"),
     }
     assert subjects(caught.value, Code.RANK_ABOVE_MAX) == {"rank"}
 

@@ -159,7 +159,7 @@ class Stepper:
         manifest = bundle.manifest
         assert manifest.generation is not None
         self._generation = manifest.generation
-        self._backend = OnnxRuntimeBackend(bundle.model_path, manifest, "cpu", workload.threads, spin=False)
+        self._backend = OnnxRuntimeBackend(bundle.model_path, manifest, workload.threads, spin=False)
         self._ids = np.asarray(workload.feeds["input_ids"])
         batch, room = self._ids.shape
         self._caches = self._backend.caches(batch, room)

@@ -56,6 +56,9 @@ class Engine:
         rows: int | None = None,
         threads: int = 0,
         spin: bool = True,
+        *,
+        profile: Sequence[str] | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> Engine:
         """Open a bundle, with the adapters that were bound into it.
 
@@ -68,11 +71,15 @@ class Engine:
                 least recently used.
             threads: threads of one operator on the CPU; 0 lets ONNX Runtime choose.
             spin: let idle threads wait busily: faster alone, slower beside other work.
+            profile: the sizes that ``ort-tensorrt`` or ``ort-tensorrt-rtx`` builds its engine for, as in
+                ``batch=1:8:32,seq=1:128:512``; what is left out is as usual.
+            cache: where that engine is kept; None: in the bundle, if it can be written.
 
         Raises:
             BundleError: the bundle is absent, damaged or of another version, or has no engine.
-            ProviderError: the provider is not to be had.
-            RequestError: ``rows`` is less than 1 or more than the engine takes, or ``threads`` less than 0.
+            ProviderError: the provider is not to be had, or cannot run this bundle.
+            RequestError: ``rows`` is less than 1 or more than the engine takes, or ``threads`` less than 0;
+                ``profile`` or ``cache`` does not fit, or is not the provider's.
         """
         opened = Bundle.open(bundle)
         if rows is not None and rows < 1:
@@ -86,7 +93,7 @@ class Engine:
                 Problem(Code.BAD_INPUT, "threads", got=str(threads), expected="0 or more"),
             )
         manifest = opened.manifest
-        backend = open_backend(opened, provider, Settings(threads, spin))
+        backend = open_backend(opened, provider, Settings(threads, spin, profile, cache))
         try:
             most = most_adapters(rows, backend.limits) if manifest.slot_rows == "bank" else None
         except RequestError:

@@ -10,7 +10,7 @@ from .graph_io import kind_of
 Limits = Mapping[str, int]
 
 #: how to get larger ones
-MEND = "adexport build BUNDLE --target tensorrt --profile {}"
+MEND = "adexport build BUNDLE --target tensorrt --profile {0} (ort-tensorrt: open with profile=['{0}'])"
 
 
 def check_adapter(name: str, sizes: Mapping[str, int], limits: Limits) -> None:

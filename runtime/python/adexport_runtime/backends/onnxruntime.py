@@ -1,4 +1,4 @@
-"""ONNX Runtime: CPU by default, CUDA and TensorRT when asked for, never a quiet fallback."""
+"""ONNX Runtime on the CPU, and what it offers beside; GPUs have :mod:`.ort_gpu`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .. import dtypes
 from ..bank import Lease
@@ -32,10 +30,14 @@ PROVIDERS = {
     "ort-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "gpu"),
 }
 
+#: those that packages of onnxruntime-gpu have
+_PACKAGED = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+
 #: fusions that make the CPU slower, by 5 to 12 % on MiniLM (see BENCHMARKS.md)
 SLOW_ON_CPU = ("SkipLayerNormFusion", "BiasGeluFusion")
 
-_ONNX_BFLOAT16 = 16
+#: ONNX's number for the type
+ONNX_BFLOAT16 = 16
 
 
 def import_onnxruntime() -> Any:
@@ -63,70 +65,62 @@ def import_onnxruntime() -> Any:
 
 def open_session(
     model: Path,
-    provider: str = "cpu",
     threads: int = 0,
     *,
     spin: bool = True,
     integers: bool = False,
     disabled: Sequence[str] = SLOW_ON_CPU,
 ) -> Any:
-    """Load a graph for one provider, with the settings that measured best.
+    """Load a graph for the CPU, with the settings that measured best.
 
     Args:
         model: the ``.onnx`` file.
-        provider: one of ``PROVIDERS``.
         threads: threads of one operator; 0 lets ONNX Runtime choose.
         spin: let idle threads wait busily for the next operator.
         integers: the graph multiplies uint8 with int8 (dynamic quantization).
-        disabled: fusions of ONNX Runtime to leave out on the CPU.
+        disabled: fusions of ONNX Runtime to leave out.
 
     Raises:
-        ProviderError: the provider is unknown, not in this ONNX Runtime, or did not start.
         BundleError: ONNX Runtime does not take the graph.
     """
     ort = import_onnxruntime()
-    wanted = _wanted(provider, ort.get_available_providers(), ort.__version__)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    if integers and provider == "cpu" and saturates(ort):
+    if integers and saturates(ort):
         options.add_session_config_entry("session.x64quantprecision", "1")
-    chain = [wanted] if provider == "cpu" else [wanted, "CPUExecutionProvider"]
     try:
-        session = ort.InferenceSession(
+        return ort.InferenceSession(
             os.fspath(model),
             options,
-            providers=chain,
-            disabled_optimizers=list(disabled) if provider == "cpu" else None,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(disabled),
         )
     except Exception as error:
-        raise BundleError(
-            f"{model} does not load",
-            Problem(
-                Code.DAMAGED,
-                str(model),
-                got=f"ONNX Runtime {ort.__version__}: {error}",
-                cause="a graph of a newer opset than this ONNX Runtime knows, or a damaged file",
-                mend="update onnxruntime, or build the bundle again",
-            ),
-        ) from error
-    if wanted not in session.get_providers():
-        raise ProviderError(
-            f"{provider} is not to be had",
-            Problem(
-                Code.PROVIDER_UNAVAILABLE,
-                wanted,
-                got=f"a session on {', '.join(session.get_providers())}",
-                cause="the driver or a library of the provider is missing",
-                mend="install the driver, or ask for another provider",
-            ),
-        )
-    return session
+        raise graph_refused(model, error) from error
 
 
-def _check_inputs(model: Path, manifest: Manifest, inputs: Sequence[Any]) -> None:
-    """The graph takes what the manifest says, and caches of that shape."""
+def graph_refused(model: Path, error: Exception) -> BundleError:
+    """A graph that ONNX Runtime does not take."""
+    return BundleError(
+        f"{model} does not load",
+        Problem(
+            Code.DAMAGED,
+            str(model),
+            got=f"ONNX Runtime {import_onnxruntime().__version__}: {error}",
+            cause="a graph of a newer opset than this ONNX Runtime knows, or a damaged file",
+            mend="update onnxruntime, or build the bundle again",
+        ),
+    )
+
+
+def check_graph(model: Path, manifest: Manifest, inputs: Sequence[Any]) -> None:
+    """The graph takes what the manifest says, and caches of that shape.
+
+    Raises:
+        BundleError: naming every input that differs.
+    """
     generation = manifest.generation
     expected: dict[str, tuple[int, int] | None] = {slot.name: None for slot in manifest.slot_inputs}
     if generation is None:
@@ -158,27 +152,26 @@ def _check_inputs(model: Path, manifest: Manifest, inputs: Sequence[Any]) -> Non
         )
 
 
-def _wanted(provider: str, available: list[str], version: str) -> str:
-    if provider not in PROVIDERS:
-        raise ProviderError(
-            "unknown provider",
-            Problem(
-                Code.PROVIDER_UNAVAILABLE,
-                repr(provider),
-                expected="one of " + ", ".join(PROVIDERS),
-                mend="ask for one of these",
-            ),
-        )
+def available_provider(provider: str) -> str:
+    """ONNX Runtime's name for a provider that it was built with.
+
+    Raises:
+        ProviderError: it was built without.
+    """
+    ort = import_onnxruntime()
     wanted, extra = PROVIDERS[provider]
+    available = ort.get_available_providers()
     if wanted not in available:
         raise ProviderError(
             f"{provider} is not to be had",
             Problem(
                 Code.PROVIDER_UNAVAILABLE,
                 wanted,
-                got=f"onnxruntime {version} with {', '.join(available)}",
+                got=f"onnxruntime {ort.__version__} with {', '.join(available)}",
                 cause="the installed ONNX Runtime was built without it",
-                mend=f"pip uninstall onnxruntime, then pip install adexport[{extra}]",
+                mend=f"pip uninstall onnxruntime, then pip install adexport[{extra}]"
+                if wanted in _PACKAGED
+                else "build ONNX Runtime with it, or ask for another provider",
             ),
         )
     return wanted
@@ -186,18 +179,18 @@ def _wanted(provider: str, available: list[str], version: str) -> str:
 
 @dataclass
 class _Binding:
-    """An IOBinding with the banks bound; ``key`` says which state of the banks it holds."""
+    """An IOBinding with the banks bound; ``layout`` says which arrays of the banks."""
 
     io: Any
-    key: int = -1
+    layout: int = -1
 
 
 class OnnxRuntimeBackend:
     """A session, and bindings in which the banks stay bound from run to run."""
 
-    def __init__(self, model: Path, manifest: Manifest, provider: str, threads: int, *, spin: bool) -> None:
+    def __init__(self, model: Path, manifest: Manifest, threads: int, *, spin: bool) -> None:
         """Open the graph of a bundle. See :func:`open_session`."""
-        if manifest.base.dtype == "bf16" and provider == "cpu":
+        if manifest.base.dtype == "bf16":
             raise ProviderError(
                 "cpu cannot run this bundle",
                 Problem(
@@ -210,10 +203,9 @@ class OnnxRuntimeBackend:
         self._ort = import_onnxruntime()
         quantization = manifest.base.quantization
         integers = quantization is not None and quantization.method == "dynamic"
-        self._session = open_session(model, provider, threads, spin=spin, integers=integers)
-        _check_inputs(model, manifest, self._session.get_inputs())
+        self._session = open_session(model, threads, spin=spin, integers=integers)
+        check_graph(model, manifest, self._session.get_inputs())
         self._name = str(model.parent)
-        self._device = "cpu" if provider == "cpu" else "cuda"
         self._outputs = [output.name for output in manifest.outputs]
         self._generation = manifest.generation
         self._dtype = dtypes.NUMPY[manifest.base.dtype]
@@ -246,7 +238,7 @@ class OnnxRuntimeBackend:
     def caches(self, rows: int, room: int) -> KvCaches:
         """See :class:`~adexport_runtime.backends.Backend`."""
         assert self._generation is not None
-        return KvCaches(self._ort, self._generation, self._dtype, rows, room, device=self._device)
+        return KvCaches(self._generation, self._dtype, rows, room)
 
     def step(
         self, feeds: Mapping[str, Array], slots: BatchRows, caches: Caches, rows: slice, binding: Binding
@@ -263,19 +255,10 @@ class OnnxRuntimeBackend:
         if binding.caches != (caches, rows.start, rows.stop):
             self._bind_caches(io, caches, rows)
             binding.caches = (caches, rows.start, rows.stop)
-        slots_key = (
-            slots,
-            slots.layout,
-            rows.start,
-            rows.stop,
-            slots.revision if self._device != "cpu" else None,
-        )
+        slots_key = (slots, slots.layout, rows.start, rows.stop)
         if binding.slots != slots_key:
             for name, array in slots.view(rows).items():
-                if self._device == "cpu":
-                    io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-                else:
-                    io.bind_ortvalue_input(name, self._value(np.ascontiguousarray(array)))
+                io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             binding.slots = slots_key
         for name, value in feeds.items():
             io.bind_cpu_input(name, value)
@@ -286,11 +269,10 @@ class OnnxRuntimeBackend:
 
     def _bind_caches(self, io: Any, caches: KvCaches, rows: slice) -> None:
         assert self._generation is not None
-        element = _ONNX_BFLOAT16 if self._dtype == dtypes.NUMPY["bf16"] else self._dtype
         for name in (*self._generation.past, *self._generation.outputs):
             address, shape = caches.buffer(name, rows)
             bind = io.bind_input if name in self._generation.past else io.bind_output
-            bind(name, self._device, 0, element, shape, address)
+            bind(name, "cpu", 0, self._dtype, shape, address)
 
     def close(self) -> None:
         """Drop the session and the bindings."""
@@ -311,27 +293,20 @@ class OnnxRuntimeBackend:
         """An IOBinding that holds the lease's banks, for one run."""
         with self._lock:
             binding = self._idle.pop() if self._idle else _Binding(session.io_binding())
-        # host arrays are shared with ONNX Runtime; device copies go stale with every write
-        key = lease.layout if self._device == "cpu" else lease.revision
-        if binding.key != key:
-            for name, value in self._values(lease, key).items():
+        if binding.layout != lease.layout:  # arrays are shared with ONNX Runtime: writes need no binding
+            for name, value in self._values(lease).items():
                 binding.io.bind_ortvalue_input(name, value)
-            binding.key = key
+            binding.layout = lease.layout
         yield binding.io
         with self._lock:  # not after an error: that binding is dropped
             self._idle.append(binding)
 
-    def _values(self, lease: Lease, key: int) -> dict[str, Any]:
+    def _values(self, lease: Lease) -> dict[str, Any]:
         with self._lock:
             kept, values = self._resident
-            if kept != key:
-                values = {name: self._value(array) for name, array in lease.arrays.items()}
-                if key > kept:
-                    self._resident = (key, values)
+            if kept != lease.layout:
+                make = self._ort.OrtValue.ortvalue_from_numpy
+                values = {name: make(array) for name, array in lease.arrays.items()}
+                if lease.layout > kept:
+                    self._resident = (lease.layout, values)
             return values
-
-    def _value(self, array: Array) -> Any:
-        value = self._ort.OrtValue
-        if array.dtype == dtypes.NUMPY["bf16"]:
-            return value.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _ONNX_BFLOAT16)
-        return value.ortvalue_from_numpy(array, self._device, 0)

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..bundle import Bundle
-from ..errors import Code, Problem, ProviderError
+from ..errors import Code, Problem, ProviderError, RequestError
 from . import Backend
 from .onnxruntime import OnnxRuntimeBackend
+from .ort_gpu import open_ort_gpu
+from .ort_gpu.options import ENGINE_PREFIXES
 from .tensorrt import open_tensorrt
 
 
 class Settings(NamedTuple):
-    """What a caller may choose: threads of one operator on the CPU, and whether idle ones wait busily."""
+    """What a caller may choose: threads of one operator on the CPU, and whether idle ones wait busily.
+
+    Where ONNX Runtime builds an engine, also the profiles that it is for, and the folder to keep it in.
+    """
 
     threads: int = 0
     spin: bool = True
+    profile: Sequence[str] | None = None
+    cache: str | os.PathLike[str] | None = None
 
 
 Opener = Callable[[Bundle, Settings], Backend]
 
 
-def _onnxruntime(provider: str) -> Opener:
-    def open_it(bundle: Bundle, settings: Settings) -> Backend:
-        return OnnxRuntimeBackend(
-            bundle.model_path, bundle.manifest, provider, settings.threads, spin=settings.spin
-        )
+def _open_cpu(bundle: Bundle, settings: Settings) -> Backend:
+    return OnnxRuntimeBackend(bundle.model_path, bundle.manifest, settings.threads, spin=settings.spin)
 
-    return open_it
+
+def _ort_gpu(provider: str) -> Opener:
+    return lambda bundle, settings: open_ort_gpu(bundle, provider, settings)
 
 
 OPENERS: dict[str, Opener] = {
-    "cpu": _onnxruntime("cpu"),
-    "cuda": _onnxruntime("cuda"),
+    "cpu": _open_cpu,
+    "cuda": _ort_gpu("cuda"),
     "tensorrt": open_tensorrt,
-    "ort-tensorrt": _onnxruntime("ort-tensorrt"),
-    "ort-tensorrt-rtx": _onnxruntime("ort-tensorrt-rtx"),
+    "ort-tensorrt": _ort_gpu("ort-tensorrt"),
+    "ort-tensorrt-rtx": _ort_gpu("ort-tensorrt-rtx"),
 }
 
 
@@ -46,6 +53,7 @@ def open_backend(bundle: Bundle, provider: str, settings: Settings) -> Backend:
     Raises:
         ProviderError: the provider is unknown, or not to be had here.
         BundleError: the bundle has nothing (sound) for the provider.
+        RequestError: a setting is not the provider's, or does not fit.
     """
     opener = OPENERS.get(provider)
     if opener is None:
@@ -58,4 +66,24 @@ def open_backend(bundle: Bundle, provider: str, settings: Settings) -> Backend:
                 mend="ask for one of these",
             ),
         )
+    if provider not in ENGINE_PREFIXES:
+        _check_settings(provider, settings)
     return opener(bundle, settings)
+
+
+def _check_settings(provider: str, settings: Settings) -> None:
+    """A provider that builds nothing as it opens has no profile to be told, and keeps nothing."""
+    problems = [
+        Problem(
+            Code.BAD_INPUT,
+            name,
+            got=str(value),
+            expected="None",
+            cause=f"{provider} builds nothing when it is opened",
+            mend="leave it out",
+        )
+        for name, value in (("profile", settings.profile), ("cache", settings.cache))
+        if value is not None
+    ]
+    if problems:
+        raise RequestError("the engine is not opened", problems)

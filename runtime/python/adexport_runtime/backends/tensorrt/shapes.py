@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from ...errors import Code, Problem, RequestError
-from ...graph_io import Tensor, kind_of
+from ...graph_io import IDS, Tensor, kind_of
 from ...limits import MEND, Limits
 from ...profiles import Profile, Range
 
@@ -72,7 +72,7 @@ class Shapes:
         sizes: dict[str, int] = {}
         for tensor, shape in given:
             for symbol, size in zip(tensor.shape, shape, strict=True):
-                if isinstance(symbol, str):
+                if isinstance(symbol, str) and symbol != IDS:  # model.onnx has it apart from the batch
                     kind = kind_of(symbol)
                     sizes[kind] = max(size, sizes.get(kind, 0))
         return min(fitting, key=lambda index: (_distance(self._profiles[index], sizes), index))
