@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export ORT_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test lint types unit bench format clean
+.PHONY: help setup demo test test-gpu lint types unit bench format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ types: $(STAMP)  ## mypy, strict, on both packages
 
 unit: $(STAMP)  ## pytest (ARGS="-m 'not slow'" for the quick ones)
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(STAMP)  ## the suite for GPUs; fails where none answers (ALLOW_NO_GPU=1: the controls alone)
+	REQUIRE_GPU=$(if $(ALLOW_NO_GPU),,1) PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/gpu $(ARGS)
 
 bench: $(STAMP)  ## the numbers of BENCHMARKS.md
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/benchmarks/encoder.py
