@@ -59,7 +59,8 @@ def check_model(
     The trace is lowered once more with every slot that it can have, in float32, and compared with
     torch; then the model is compared with that, with the reference adapters cut to its slots. A graph
     with caches runs every case at once, and token by token. bfloat16, for which ONNX Runtime has no CPU
-    kernels, is run in float32 on the rounded weights. Of a quantized model this compares what it was
+    kernels, is run in float32 on the rounded weights; so is float16 for another target, which does not
+    round as ONNX Runtime would. Of a quantized model this compares what it was
     quantized from; see :func:`check_quality`. ``target`` is what ``model`` was lowered for.
 
     Returns:
@@ -301,7 +302,7 @@ def _runner(
     if options.quantization is not None:
         model = _written(lowered.graph, scratch / "float.onnx")
     dtype = options.dtype
-    if dtype == "bf16":
+    if dtype == "bf16" or (dtype == "fp16" and target != ONNXRUNTIME):
         widen_to_float32(lowered.graph, dtype)
         model, dtype = _written(lowered.graph, scratch / "widened.onnx"), "fp32"
     even = target != ONNXRUNTIME

@@ -64,4 +64,4 @@ class EngineOptions:
     profiles: tuple[str, ...] = ()
     memory_limit: int | None = None
     tf32: bool = False
-    caches: CacheForm = "concat"
+    caches: CacheForm = "copied"

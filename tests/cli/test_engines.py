@@ -115,7 +115,7 @@ class TestRefused:
             ["--engine", "rtx"],
             ["--profile", SMALL],
             ["--tf32", "--target", "onnxruntime"],
-            ["--scatter"],
+            ["--in-place"],
             ["--memory-limit", "1GB"],
             ["--compute-capability", "sm86"],
             [*ENGINE, "--memory-limit", "2XB"],
@@ -133,7 +133,7 @@ class TestRefused:
         [
             (["--profile", "batch=1:8:2,volume=3"], "bad-input", 2),
             (["--compute-capability", "sm90,sm91"], "unsupported", 2),
-            (["--scatter"], "unsupported", 1),
+            (["--in-place"], "unsupported", 1),
         ],
     )
     def test_all_culprits_are_named_and_nothing_changes(

@@ -124,7 +124,7 @@ class TestBuilt:
         assert set(record.profiles[0].sizes) == {"batch", "seq", "rows", "rank", "width", "labels", "mid"}
         assert {tensor.dtype for tensor in record.inputs} == {"int64", "fp16"}
 
-    @pytest.mark.parametrize(("form", "room"), [("concat", "8:32:40"), ("scatter", "40:40:40")])
+    @pytest.mark.parametrize(("form", "room"), [("copied", "8:32:40"), ("in-place", "40:40:40")])
     def test_a_decoder(self, decoder: Bundle, form: CacheForm, room: str) -> None:
         options = EngineOptions(
             profiles=("batch=1:2:4,seq=1,room=8:32:40", "batch=1:1:4,seq=1:8:16,room=8:32:40"), caches=form
@@ -172,9 +172,9 @@ class TestRefused:
             build_engine(Bundle.open(bundle_copy), options)
         assert len(caught.value.problems) == 3
 
-    def test_scatter_without_caches(self, bundle_copy: Path) -> None:
-        with pytest.raises(BuildError, match="--scatter"):
-            build_engine(Bundle.open(bundle_copy), EngineOptions(caches="scatter"))
+    def test_in_place_without_caches(self, bundle_copy: Path) -> None:
+        with pytest.raises(BuildError, match="--in-place"):
+            build_engine(Bundle.open(bundle_copy), EngineOptions(caches="in-place"))
 
     def test_a_profile_that_the_network_refuses(self, tmp_path: Path) -> None:
         """Two sizes that are added to one another, and are never the same."""
@@ -214,7 +214,7 @@ class TestRefused:
             order(_job(tmp_path, operator="BiasGelu", domain="com.microsoft"), lambda _: None)
 
     def test_caches_in_place_have_one_room(self, decoder: Bundle) -> None:
-        options = EngineOptions(profiles=("room=1:8:40,seq=8", "room=32,seq=8"), caches="scatter")
+        options = EngineOptions(profiles=("room=1:8:40,seq=8", "room=32,seq=8"), caches="in-place")
         with pytest.raises(BuildError, match="got profiles of room 32, 40, expected one room"):
             build_engine(decoder, options)
 

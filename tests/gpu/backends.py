@@ -109,7 +109,7 @@ def _open_simulated(root: Path, profile: str, rows: int | None) -> Engine:
 
 
 def _open_simulated_tensorrt(root: Path, profile: str, rows: int | None) -> Engine:
-    return Simulation(root, _lowered(root), [profile], "concat").open(rows=rows)
+    return Simulation(root, _lowered(root), [profile], "copied").open(rows=rows)
 
 
 @cache

@@ -59,7 +59,7 @@ def onnx_graph(path: Path) -> Graph:
     return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def record_of(bundle: Bundle, profiles: Sequence[str] = (), caches: CacheForm = "concat") -> EngineRecord:
+def record_of(bundle: Bundle, profiles: Sequence[str] = (), caches: CacheForm = "copied") -> EngineRecord:
     """The record of an engine that nobody built."""
     manifest = bundle.manifest
     return EngineRecord(
@@ -154,7 +154,7 @@ class SimulatedContext:
             try:
                 device = self._of.device
                 feeds = {name: device.view(*at).copy() for name, at in inputs.items()}
-                if self._of.record.caches != "scatter":
+                if self._of.record.caches != "in-place":
                     for at in outputs.values():
                         device.view(*at).view(np.uint8)[...] = 0xFF  # may be written before all is read
                 given = self._of.graph(feeds)

@@ -53,7 +53,7 @@ def cpu(tiny_bundle: Path, folders: dict[str, Path]) -> Iterator[Engine]:
 
 
 def simulate(root: Path, graph: Graph, *profiles: str) -> Simulation:
-    return Simulation(root, graph, profiles, "concat")
+    return Simulation(root, graph, profiles, "copied")
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ MAX = 64
 PROMPTS = [[5, 9, 11], [7] * 12, [3, 4], [90, 1, 2, 50, 60, 70], [8], [33, 34, 35, 36, 37]]
 ROWS = [None, "t0", "t1", "t0", None, "t1"]
 LIMITS = [3, 16, 9, 1, 12, 5]
-FORMS: tuple[CacheForm, ...] = ("concat", "scatter")
+FORMS: tuple[CacheForm, ...] = ("copied", "in-place")
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ Open = Callable[..., tuple[Engine, Simulation]]
 @pytest.fixture
 def native(bundle: Path, graph: Graph, in_place: Graph) -> Iterator[Open]:
     opened: list[tuple[Engine, Simulation]] = []
-    default = {"concat": graph, "scatter": in_place}
+    default = {"copied": graph, "in-place": in_place}
 
-    def open_it(*profiles: str, caches: CacheForm = "concat", graph: Graph | None = None) -> Any:
+    def open_it(*profiles: str, caches: CacheForm = "copied", graph: Graph | None = None) -> Any:
         simulation = Simulation(bundle, graph or default[caches], profiles, caches)
         opened.append((two_tenants(simulation.open()), simulation))
         return opened[-1]
@@ -195,7 +195,7 @@ def test_a_seat_holds_nothing_of_the_text_before(native: Open, graph: Graph) -> 
 
 def test_caches_of_a_fixed_room(native: Open, cpu: Engine) -> None:
     """As engines have them that write in place: shorter texts use a part of it."""
-    engine, simulation = native("seq=1,room=40", "batch=1:1:8,seq=1:8:16,room=40", caches="scatter")
+    engine, simulation = native("seq=1,room=40", "batch=1:1:8,seq=1:8:16,room=40", caches="in-place")
     with engine.session(2, 20) as session:
         stream = session.submit(PROMPTS[2], "t1", eos=(), max_new_tokens=16)
         assert stream.result(60).ids == said(cpu)[2]
@@ -339,7 +339,7 @@ class TestCaches:
 
     def test_bytes(self) -> None:
         device = SimulatedDevice()
-        for form, sides in (("concat", 2), ("scatter", 1)):
+        for form, sides in (("copied", 2), ("in-place", 1)):
             caches = DeviceCaches(device, GENERATION, form, np.dtype(np.float16), 4, 8)  # type: ignore[arg-type]
             assert caches.nbytes == sides * 2 * 4 * HEADS * 8 * SIZE * 2
         assert DeviceArray(0, (4, HEADS, 8, SIZE), np.dtype(np.float16)).nbytes == caches.nbytes // 2

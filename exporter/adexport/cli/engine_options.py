@@ -39,7 +39,7 @@ def engine_options(command: C) -> Any:
         profile: tuple[str, ...],
         memory_limit: int | None,
         tf32: bool,
-        scatter: bool,
+        in_place: bool,
         **kwargs: Any,
     ) -> None:
         options = EngineOptions(
@@ -48,11 +48,11 @@ def engine_options(command: C) -> Any:
             profiles=profile,
             memory_limit=memory_limit,
             tf32=tf32,
-            caches="scatter" if scatter else "concat",
+            caches="in-place" if in_place else "copied",
         )
         if target == "onnxruntime" and options != EngineOptions():
             raise click.UsageError(
-                "--engine, --compute-capability, --profile, --memory-limit, --tf32 and --scatter are for "
+                "--engine, --compute-capability, --profile, --memory-limit, --tf32 and --in-place are for "
                 "engines: give --target tensorrt"
             )
         command(*args, engine=None if target == "onnxruntime" else options, **kwargs)
@@ -90,7 +90,7 @@ def engine_options(command: C) -> Any:
         ),
         click.option("--tf32", is_flag=True, help="Let products of float32 be rounded to TF32."),
         click.option(
-            "--scatter",
+            "--in-place",
             is_flag=True,
             help="Of a decoder: write KV caches in place; all have the largest room of the profile.",
         ),

@@ -10,7 +10,7 @@ from onnx_ir.passes.common import (
 
 from adexport_runtime.slots import Guards
 
-from ..ops import CACHED_ATTENTION, PRESENT
+from ..ops import CACHED_ATTENTION
 from ..slots.kinds import LORA
 from .attention import FUSED_SINCE_OPSET, lower_attention
 from .batched import lower_batched
@@ -21,7 +21,7 @@ from .guard import Guard
 from .head import lower_head
 from .linear import lower_linears
 from .options import LowerOptions
-from .precision import lower_precision
+from .precision import callers_inputs, lower_precision
 from .quantization import find_frozen, lower_quantization
 from .slotted import ADAPTER_IDS, Slotted
 
@@ -40,7 +40,7 @@ def _guards(
 
 def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
     """Lower in place; returns the slots with their inputs."""
-    frozen = find_frozen(graph)
+    frozen, floats = find_frozen(graph), callers_inputs(graph)
     batched = any(opaque(graph.graph, CACHED_ATTENTION))
     fused = graph.graph.opset_imports[""] >= FUSED_SINCE_OPSET
     lower_attention(graph, fused=lambda _: fused)
@@ -57,7 +57,7 @@ def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
     )
     if batched and ids is not None:
         lower_batched(graph, ids)
-    lower_precision(graph, options.dtype, kept=lambda name: name.startswith(PRESENT))
+    lower_precision(graph, options.dtype, floats)
     lower_quantization(graph, options.quantization, frozen)
     RemoveUnusedNodesPass()(graph)
     RemoveUnusedOpsetsPass()(graph)

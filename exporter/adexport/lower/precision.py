@@ -1,7 +1,7 @@
 """Precision: a float32 graph computes in float16 or bfloat16.
 
 Requires a graph without opaque ops. Ensures that weights, slot inputs and all arithmetic are of
-the chosen type, and that the graph's outputs stay float32, but for caches.
+the chosen type, and that what callers bring (pixels) and the graph's outputs stay float32, but for caches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from adexport_runtime import dtypes
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.tensors import Array
 
+from ..ops import PAST, PRESENT
+
 _TYPES = {
     "fp32": ir.DataType.FLOAT,
     "fp16": ir.DataType.FLOAT16,
@@ -22,8 +24,14 @@ _TYPES = {
 }
 
 
-def lower_precision(model: ir.Model, dtype: str, kept: Callable[[str], bool] = lambda _: False) -> None:
-    """Convert ``model`` in place; ``fp32`` leaves it as it is. Outputs that are ``kept`` stay converted.
+def callers_inputs(model: ir.Model) -> frozenset[str]:
+    """The float inputs of a trace that callers bring: not the caches."""
+    inputs = (value for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT)
+    return frozenset(str(value.name) for value in inputs if not str(value.name).startswith(PAST))
+
+
+def lower_precision(model: ir.Model, dtype: str, floats: frozenset[str] = frozenset()) -> None:
+    """Convert ``model`` in place; ``fp32`` leaves it as it is. The inputs ``floats`` stay float32.
 
     Raises:
         BuildError: naming every frozen weight that would overflow.
@@ -38,7 +46,8 @@ def lower_precision(model: ir.Model, dtype: str, kept: Callable[[str], bool] = l
         return np.clip(array, -limit, limit).astype(dtypes.NUMPY[dtype])
 
     _retype(model.graph, _TYPES["fp32"], _TYPES[dtype], rounded)
-    _keep_outputs_float32(model.graph, _TYPES[dtype], kept)
+    _keep_inputs_float32(model.graph, _TYPES[dtype], floats)
+    _keep_outputs_float32(model.graph, _TYPES[dtype])
 
 
 def widen_to_float32(model: ir.Model, dtype: str) -> None:
@@ -94,9 +103,21 @@ def _retype(
                 output.type = ir.TensorType(target)
 
 
-def _keep_outputs_float32(graph: ir.Graph, computed: ir.DataType, kept: Callable[[str], bool]) -> None:
+def _keep_inputs_float32(graph: ir.Graph, computed: ir.DataType, floats: frozenset[str]) -> None:
+    for value in graph.inputs:
+        if value.name not in floats:
+            continue
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        cast = ir.node("Cast", [value], attributes={"to": int(computed)})
+        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(computed), value.shape
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, value)
+        graph.insert_before(graph[0], cast)
+
+
+def _keep_outputs_float32(graph: ir.Graph, computed: ir.DataType) -> None:
     for index, output in enumerate(list(graph.outputs)):
-        if output.dtype != computed or kept(str(output.name)):
+        if output.dtype != computed or str(output.name).startswith(PRESENT):
             continue
         name, output.name = output.name, f"{output.name}.{computed.name.lower()}"
         cast = ir.node("Cast", [output], attributes={"to": int(ir.DataType.FLOAT)})

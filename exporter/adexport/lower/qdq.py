@@ -1,8 +1,10 @@
 """Quantized weights as ``DequantizeLinear``, in standard ops: for targets that fuse it with the product.
 
 Requires a float graph without opaque ops and without branches. Ensures that frozen weights which are to be
-quantized are integers with a scale for each block, the very ones that :mod:`.quantization` packs; only the
-arithmetic behind them stays float.
+quantized are integers with a scale for each block of inputs; the arithmetic behind them stays float.
+
+Of 4 bits they are the very integers that :mod:`.quantization` packs. ONNX Runtime's of 8 bits have negative
+scales, which TensorRT refuses: here ``W = Q * max |W| / 127``, a little nearer to the float weights.
 """
 
 from __future__ import annotations
@@ -70,10 +72,9 @@ def _dequantized(
     assert size is not None
     names = f"{name}.int{bits}", f"{name}.scales"
     if names[0] not in graph.initializers:
-        packed, scales = pack(matrix, bits, size)
-        integers = _unpacked(packed, bits).astype(np.int16) - 2 ** (bits - 1)
-        constant(graph, names[0], np.ascontiguousarray(integers.T).astype(_TYPES[bits]))
-        constant(graph, names[1], np.ascontiguousarray(scales.T))
+        integers, scales = _halves(matrix, size) if bits == 4 else _bytes(matrix, size)
+        constant(graph, names[0], integers.astype(_TYPES[bits]))
+        constant(graph, names[1], np.where(scales == 0, np.float32(1), scales))  # a block of zeros
     emit = Emitter(graph, node)
     values = emit("DequantizeLinear", *(graph.initializers[key] for key in names), axis=0, block_size=size)
     if matrix.shape[0] % size:  # whole blocks, the last one padded
@@ -85,8 +86,18 @@ def _dequantized(
     return values
 
 
-def _unpacked(packed: Array, bits: int) -> Array:
-    """uint8 ``[out, blocks, bytes]`` to numbers ``[out, blocks * size]``; a byte's low half comes first."""
-    if bits == 4:
-        packed = np.stack([packed & 15, packed >> 4], axis=-1)
-    return packed.reshape(len(packed), -1)
+def _halves(matrix: Array, size: int) -> tuple[Array, Array]:
+    """Integers from -8 to 7 ``[blocks * size, out]`` and scales ``[blocks, out]``, as ONNX Runtime's."""
+    packed, scales = pack(matrix, 4, size)
+    low_first = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+    return np.ascontiguousarray(low_first.T.astype(np.int16) - 8), np.ascontiguousarray(scales.T)
+
+
+def _bytes(matrix: Array, size: int) -> tuple[Array, Array]:
+    """The same from -127 to 127."""
+    into, out = matrix.shape
+    blocks = np.zeros((-(-into // size), size, out), np.float32)
+    blocks.reshape(-1, out)[:into] = matrix
+    scales = np.abs(blocks).max(axis=1) / np.float32(127)
+    integers = np.rint(blocks / np.where(scales == 0, np.float32(1), scales)[:, None])
+    return integers.reshape(-1, out), scales

@@ -18,7 +18,7 @@ from onnx_ir.passes.common import (
 
 from adexport_runtime.graph_io import BATCH, IDS, ROWS, kind_of
 
-from ..ops import ATTENTION, ATTENTION_MASK, CACHED_ATTENTION, PRESENT
+from ..ops import ATTENTION, ATTENTION_MASK, CACHED_ATTENTION
 from .attention import FUSED_SINCE_OPSET, lower_attention
 from .batched import lower_batched
 from .bottleneck import lower_residuals
@@ -27,7 +27,7 @@ from .graph import Emitter, add_input, constant, opaque
 from .head import lower_head
 from .linear import lower_linears
 from .options import LowerOptions
-from .precision import lower_precision
+from .precision import callers_inputs, lower_precision
 from .qdq import check_quantization, lower_qdq
 from .quantization import find_frozen
 from .slotted import ADAPTER_IDS, Slotted
@@ -43,7 +43,7 @@ def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
         BuildError: the quantization has no form for TensorRT.
     """
     check_quantization(options.quantization)
-    frozen = find_frozen(graph)
+    frozen, floats = find_frozen(graph), callers_inputs(graph)
     batched = any(opaque(graph.graph, CACHED_ATTENTION))
     fused = _fused_nodes(graph, options.dtype)
     lower_attention(graph, fused=lambda node: node in fused)
@@ -59,7 +59,7 @@ def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
     if batched and ids is not None:
         lower_batched(graph, ids)
     InlinePass()(graph)
-    lower_precision(graph, options.dtype, kept=lambda name: name.startswith(PRESENT))
+    lower_precision(graph, options.dtype, floats)
     lower_qdq(graph, options.quantization, frozen)
     _name_sizes_by_kind(graph.graph, batched=batched)
     for finish in (RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass(), NameFixPass()):

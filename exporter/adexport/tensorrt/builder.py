@@ -98,7 +98,7 @@ def build_engine(
     manifest = bundle.manifest
     profiles = parse_profiles(options.profiles, manifest)
     in_place = None
-    if options.caches == "scatter":
+    if options.caches == "in-place":
         profiles, in_place = _fixed_room(profiles, manifest)
     tool, probed = _asked(find_tool(options.engine), options, progress)
     folder = engine_folder(bundle.root, tool.target)
@@ -200,11 +200,15 @@ def _fixed_room(profiles: tuple[Profile, ...], manifest: Manifest) -> tuple[tupl
         BuildError: the bundle has no caches, or the profiles end at several rooms.
     """
     if manifest.generation is None:
-        raise _no_scatter("a bundle without caches", "a bundle that generates", "leave --scatter out")
+        raise _no_caches_in_place(
+            "a bundle without caches", "a bundle that generates", "leave --in-place out"
+        )
     rooms = sorted({profile.sizes[_ROOM].max for profile in profiles})
     if len(rooms) > 1:
         found = ", ".join(str(room) for room in rooms)
-        raise _no_scatter(f"profiles of room {found}", "one room", "give each --profile the same room")
+        raise _no_caches_in_place(
+            f"profiles of room {found}", "one room", "give each --profile the same room"
+        )
     (room,) = rooms
     fixed = {_ROOM: Range(min=room, opt=room, max=room)}
     return tuple(Profile(sizes={**profile.sizes, **fixed}) for profile in profiles), room
@@ -220,6 +224,6 @@ def _with_room(tensors: tuple[Tensor, ...], room: int | None) -> tuple[Tensor, .
     )
 
 
-def _no_scatter(got: str, expected: str, mend: str) -> BuildError:
-    problem = Problem(Code.UNSUPPORTED, "--scatter", got=got, expected=expected, mend=mend)
+def _no_caches_in_place(got: str, expected: str, mend: str) -> BuildError:
+    problem = Problem(Code.UNSUPPORTED, "--in-place", got=got, expected=expected, mend=mend)
     return BuildError("no engine was built", problem)

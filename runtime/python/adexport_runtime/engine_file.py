@@ -23,7 +23,7 @@ PLAN_FILE: Final = "model.plan"
 
 EngineTarget = Literal["tensorrt-rtx", "tensorrt"]
 #: how a graph that generates writes its caches
-CacheForm = Literal["concat", "scatter"]
+CacheForm = Literal["copied", "in-place"]
 
 _MEND = "adexport build BUNDLE --target tensorrt"
 

@@ -44,7 +44,7 @@ class _Memory:
 class DeviceCaches:
     """The caches of a batch: ``[rows, kv_heads, room, size]`` for keys and values of every layer.
 
-    A graph of the form ``concat`` must not write where it reads: there are two sides then, and each row is
+    A graph of the form ``copied`` must not write where it reads: there are two sides then, and each row is
     on one of them. A run goes from the side that most of its rows are on to the other; rows that are not
     there are copied first. So nothing is copied while the same rows decode, and a row at most once when it
     joins them.
@@ -66,7 +66,7 @@ class DeviceCaches:
         Args:
             device: where.
             generation: the layers.
-            form: whether the graph writes in place (``scatter``) or not (``concat``).
+            form: whether the graph writes in place (``in-place``) or not (``copied``).
             dtype: of keys and values.
             rows: how many texts at once.
             room: tokens of the longest one.
@@ -85,7 +85,7 @@ class DeviceCaches:
         shapes = [(rows, c.kv_heads, room, c.size) for c in generation.caches for _ in ("key", "value")]
         self._arrays: list[dict[str, DeviceArray]] = []
         try:
-            for _ in range(2 if form == "concat" else 1):
+            for _ in range(2 if form == "copied" else 1):
                 side = {}
                 for (past, _present), shape in zip(self._names, shapes, strict=True):
                     array = DeviceArray(0, shape, dtype)
