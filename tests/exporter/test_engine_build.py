@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -91,6 +92,13 @@ class TestBuilt:
         assert record.seconds > 0
         assert record.peak_bytes > record.plan.bytes
         engine.check_plan()
+
+    def test_memory_is_the_builder_s_own(self, tmp_path: Path) -> None:
+        """Not that of whoever started it."""
+        ours = np.ones(800 << 20, np.uint8)
+        built = order(_job(tmp_path), lambda _: None)
+        assert isinstance(built, Built)
+        assert 50e6 < built.peak_bytes < len(ours)
 
     def test_the_bundle_itself_stays_as_it_was(self, with_engine: Path, tiny_bundle: Path) -> None:
         def bundle_files(root: Path) -> dict[str, bytes]:
