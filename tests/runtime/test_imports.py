@@ -130,7 +130,7 @@ if sys.argv[2] == "backend":
     import_onnxruntime()
 else:
     try:
-        Engine.open(sys.argv[1])
+        Engine.open(sys.argv[1], "cuda")
     except ProviderError:  # the stand-in has no provider
         pass
 import onnxruntime

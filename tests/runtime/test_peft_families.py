@@ -76,7 +76,12 @@ def load(entry: Mapping[str, Any]) -> tuple[dict[str, FrozenLinear], Any]:
     return layers, PeftModel.from_pretrained(base, GOLDEN_PEFT / entry["base"] / entry["case"]).eval()
 
 
-def check_layers(folder: Path, layers: Mapping[str, FrozenLinear], model: Any) -> set[str]:
+def limit_of(name: str) -> float:
+    """The difference allowed: PEFT decomposes weights in float32, and each CPU rounds that in its way."""
+    return 2e-5 if "pissa" in name.lower() or "olora" in name.lower() else 2e-6
+
+
+def check_layers(folder: Path, layers: Mapping[str, FrozenLinear], model: Any, limit: float) -> set[str]:
     """Every layer of an adapter against PEFT's module, in float64; returns the factors that it has."""
     adapter = read_adapter(folder)
     assert adapter.problems == ()
@@ -104,7 +109,7 @@ def check_layers(folder: Path, layers: Mapping[str, FrozenLinear], model: Any) -
         assert weights.factors.keys() == weights.names.keys()
         kinds |= weights.kinds
         error = np.abs(slot(base, weights, x) - expected).max() / max(1.0, np.abs(expected).max())
-        assert error <= 2e-6, name
+        assert error <= limit, name
     return kinds
 
 
@@ -112,7 +117,8 @@ def check_layers(folder: Path, layers: Mapping[str, FrozenLinear], model: Any) -
 @pytest.mark.parametrize("entry", named("serve"))
 def test_the_slot_computes_what_peft_computes(entry: dict[str, Any]) -> None:
     layers, model = load(entry)
-    kinds = check_layers(GOLDEN_PEFT / entry["base"] / entry["case"], layers, model.double())
+    folder = GOLDEN_PEFT / entry["base"] / entry["case"]
+    kinds = check_layers(folder, layers, model.double(), limit_of(entry["case"]))
     assert {FACTORS[kind] for kind in kinds} == set(entry["needs"]) - {"head"}
 
 
@@ -169,7 +175,7 @@ def test_settings_together(name: str, tmp_path: Path) -> None:
                 parameter.add_(torch.randn(parameter.shape) * 0.3)
     model.save_pretrained(str(tmp_path))
     again = PeftModel.from_pretrained(AutoModel.from_pretrained(GOLDEN_PEFT / "bases" / "bert"), tmp_path)
-    check_layers(tmp_path, layers, again.eval().double())
+    check_layers(tmp_path, layers, again.eval().double(), limit_of(name))
 
 
 @pytest.mark.parametrize("entry", [param for param in named("serve") if "head" in param.values[0]["needs"]])
