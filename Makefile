@@ -1,6 +1,8 @@
 # The one front door. `make help` lists what there is.
 VENV   ?= .venv
 PYTHON ?= python3
+# Processes that run tests.
+WORKERS ?= auto
 # The newest torch this project is tested with.
 TORCH  ?= torch==2.13.0
 
@@ -39,8 +41,8 @@ lint: $(STAMP)  ## ruff: lint and format
 types: $(STAMP)  ## mypy, strict, on both packages
 	$(BIN)/mypy
 
-unit: $(STAMP)  ## pytest (ARGS="-m 'not slow'" for the quick ones)
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+unit: $(STAMP)  ## pytest, a process for each core (ARGS="-m 'not slow'" for the quick ones)
+	PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-gpu: $(STAMP)  ## the suite for GPUs; fails where none answers (ALLOW_NO_GPU=1: the controls alone)
 	REQUIRE_GPU=$(if $(ALLOW_NO_GPU),,1) PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/gpu $(ARGS)
