@@ -50,6 +50,7 @@ test-gpu: $(STAMP)  ## the suite for GPUs; fails where none answers (ALLOW_NO_GP
 bench: $(STAMP)  ## the numbers of BENCHMARKS.md
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/benchmarks/encoder.py
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/benchmarks/decoder.py
+	PATH="$(BIN):$$PATH" $(BIN)/python tests/benchmarks/engines.py
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
