@@ -26,6 +26,17 @@ def test_it_grows_up_to_its_most_and_then_pages() -> None:
         made.lease([f"n{index}" for index in range(6)]).__enter__()
 
 
+def test_none_at_all() -> None:
+    """A backend may have room for the identity alone."""
+    made = bank(most=0)
+    made.put("a", adapter(1))
+    assert made.capacity == 0
+    with made.lease([]) as lease:
+        assert all(len(array) == 1 for array in lease.arrays.values())
+    with pytest.raises(BankFullError):
+        made.lease(["a"]).__enter__()
+
+
 def test_a_lease_says_which_binding_a_row_holds() -> None:
     made = bank(rows=2)
     made.put("a", adapter(1))

@@ -118,7 +118,9 @@ class Bank:
         self._ticks = itertools.count(1)
         self._generations = itertools.count(1)
         self._arrays: Tensors = {}
-        self._reshape(self._sizes, 1 + (rows if rows is not None else 1))
+        if rows is None:
+            rows = 1 if most is None else min(1, most)
+        self._reshape(self._sizes, 1 + rows)
 
     @property
     def nbytes(self) -> int:
