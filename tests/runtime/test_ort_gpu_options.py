@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adexport_runtime import Bundle, RequestError
+from adexport_runtime import Bundle, Engine, ProviderError, RequestError
+from adexport_runtime.backends.ort_gpu import opener
 from adexport_runtime.backends.ort_gpu.options import (
     ENGINE_PREFIXES,
+    TF32_OVERRIDE,
     cache_folder,
     engine_profiles,
     provider_options,
@@ -162,6 +165,16 @@ class TestCache:
         assert len(found) == 4
         assert not (bundle_copy / "engines").exists()
 
+    def test_engines_with_tf32_are_kept_apart(
+        self, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(TF32_OVERRIDE, "0")
+        exact = cache_folder(bundle_copy, "ort-tensorrt", None)
+        monkeypatch.delenv(TF32_OVERRIDE)  # opening an engine sets it
+        assert cache_folder(bundle_copy, "ort-tensorrt", None) == exact
+        monkeypatch.setenv(TF32_OVERRIDE, "1")
+        assert cache_folder(bundle_copy, "ort-tensorrt", None) != exact
+
     def test_where_nothing_can_be_written(self, bundle_copy: Path, tmp_path: Path) -> None:
         (bundle_copy / "engines").write_text("a file")
         assert cache_folder(bundle_copy, "ort-tensorrt", None) is None
@@ -178,3 +191,20 @@ def test_profiles_by_words(tiny_bundle: Path) -> None:
     assert [found["input_ids"] for found in (low, usual, high)] == [[[2, 1]], [[4, 16]], [[8, 32]]]
     name = "encoder.layer.0.attention.self.query.lora_A"
     assert [found[name][0][1:] for found in (low, usual, high)] == [[32, 4]] * 3
+
+
+@pytest.mark.parametrize("provider", ENGINE_PREFIXES)
+def test_float32_stays_float32(tiny_bundle: Path, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT rounds to TF32 by itself, and ONNX Runtime has no option: the environment says it."""
+    monkeypatch.setattr(opener, "available_provider", _not_here)
+    for before, after in ((None, "0"), ("1", "1")):
+        monkeypatch.setenv(TF32_OVERRIDE, before or "")
+        if before is None:
+            monkeypatch.delenv(TF32_OVERRIDE)
+        with pytest.raises(ProviderError):
+            Engine.open(tiny_bundle, provider)
+        assert os.environ[TF32_OVERRIDE] == after
+
+
+def _not_here(provider: str) -> str:
+    raise ProviderError("not here", [])

@@ -11,7 +11,7 @@ from ...profiles import parse_profiles
 from ..cuda import CudaDevice
 from ..onnxruntime import available_provider, check_graph
 from .backend import OrtGpuBackend
-from .options import ENGINE_PREFIXES, cache_folder, engine_profiles, provider_options
+from .options import ENGINE_PREFIXES, cache_folder, engine_profiles, forbid_tf32, provider_options
 from .session import open_gpu_session
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def open_ort_gpu(bundle: Bundle, provider: str, settings: Settings) -> OrtGpuBac
     manifest = bundle.manifest
     if provider in ENGINE_PREFIXES:
         _check_whole(manifest, provider)
+        forbid_tf32()
     profiles = engine_profiles(provider, parse_profiles(settings.profile or (), manifest))
     available_provider(provider)
     device = CudaDevice()

@@ -19,6 +19,9 @@ ENGINE_PREFIXES = {"ort-tensorrt": "trt", "ort-tensorrt-rtx": "nv"}
 #: run option of TensorRT for RTX: which of several profiles a run belongs to
 PROFILE_INDEX = "nv_profile_index"
 
+#: TensorRT rounds products of float32 to TF32 unless this is 0, and ONNX Runtime has no option for it
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+
 _DIGITS = 16
 
 
@@ -28,8 +31,8 @@ def provider_options(
     """The options of a provider, by ONNX Runtime's names.
 
     No precision is asked for: without ``trt_fp16_enable`` and its like TensorRT keeps to the types of the
-    graph, which has casts where sums need float32. No EP context is dumped: it would be a second copy of
-    the weights beside the engine's, and what it saves, parsing, takes seconds.
+    graph, which has casts where sums need float32 (see :func:`forbid_tf32`). No EP context is dumped: it
+    would be a second copy of the weights beside the engine's, and what it saves, parsing, takes seconds.
 
     Args:
         provider: ``cpu``, ``cuda``, ``ort-tensorrt`` or ``ort-tensorrt-rtx``.
@@ -61,6 +64,14 @@ def provider_options(
     }
 
 
+def forbid_tf32() -> None:
+    """Have TensorRT compute float32 in float32, unless the environment says otherwise.
+
+    To be called before the first session of the process: NVIDIA's libraries read it once, all of them.
+    """
+    os.environ.setdefault(TF32_OVERRIDE, "0")
+
+
 def engine_profiles(provider: str, profiles: Sequence[Profile]) -> tuple[Profile, ...]:
     """The profiles that a provider's engine has; none if it builds none.
 
@@ -75,6 +86,7 @@ def cache_folder(root: Path, provider: str, cache: str | os.PathLike[str] | None
     """Where a provider keeps what it built for a bundle; None if nowhere can be written.
 
     The folder has its name from the manifest: a bundle that is lowered again never meets an old engine.
+    Engines that may round to TF32 have one of their own.
 
     Args:
         root: the bundle.
@@ -87,7 +99,8 @@ def cache_folder(root: Path, provider: str, cache: str | os.PathLike[str] | None
     if provider not in ENGINE_PREFIXES:
         return None
     above = root / ENGINES_FOLDER if cache is None else Path(cache)
-    folder = above.absolute() / provider / bundle_digest(root).removeprefix("sha256:")[:_DIGITS]
+    kind = provider if os.environ.get(TF32_OVERRIDE, "0") == "0" else f"{provider}-tf32"
+    folder = above.absolute() / kind / bundle_digest(root).removeprefix("sha256:")[:_DIGITS]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
