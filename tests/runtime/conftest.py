@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from adexport.options import TOLERANCE, BuildOptions
 from adexport_runtime import AdapterError, Bundle, Code, Engine, bind_into_bundle
 from tests.conftest import TINY, MakeLora
 
+from .simulated_engine import Graph, lowered_graph
 from .support import GOLDEN_HUB, GOLDEN_PEFT, hidden, ids, subjects
 
 
@@ -105,6 +106,32 @@ def every_slot(bundles: Path) -> Path:
 
 
 Refuse = Callable[..., AdapterError]
+
+
+@pytest.fixture(scope="session")
+def native_graph(tiny_bundle: Path, bundles: Path) -> Graph:
+    """``tiny_bundle`` as it is lowered for TensorRT, for a simulated engine."""
+    folder = bundles / "native"
+    folder.mkdir()
+    return lowered_graph(tiny_bundle, folder)
+
+
+@pytest.fixture(scope="session")
+def ranked(make_lora: MakeLora) -> dict[str, Path]:
+    """Adapters of ranks 2, 5 and 16."""
+    ranks = {"a": 2, "b": 5, "c": 16}
+    return {
+        name: make_lora(name, seed=seed, r=rank, std=0.2) for seed, (name, rank) in enumerate(ranks.items())
+    }
+
+
+@pytest.fixture
+def ranked_cpu(tiny_bundle: Path, ranked: dict[str, Path]) -> Iterator[Engine]:
+    """``tiny_bundle`` on the CPU with these adapters."""
+    with Engine.open(tiny_bundle, threads=1) as engine:
+        for name, folder in ranked.items():
+            engine.bind(name, folder)
+        yield engine
 
 
 @pytest.fixture

@@ -10,15 +10,12 @@ import numpy as np
 import pytest
 
 from adexport_runtime import (
-    AdapterError,
     BankFullError,
-    Bundle,
     BundleError,
     Code,
     Engine,
     RequestError,
     UnknownAdapterError,
-    bind_into_bundle,
 )
 from adexport_runtime.backends.tensorrt.backend import TensorRTBackend
 from adexport_runtime.backends.tensorrt.pool import MOST
@@ -30,41 +27,19 @@ from .support import GOLDEN_HUB, GOLDEN_PEFT, hidden, ids, subjects
 ROWS = ["a", None, "b", "c", "c", "a", None]
 
 
-@pytest.fixture(scope="module")
-def graph(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    return lowered_graph(tiny_bundle, tmp_path_factory.mktemp("native"))
-
-
-@pytest.fixture(scope="module")
-def folders(make_lora: MakeLora) -> dict[str, Path]:
-    """Adapters of ranks 2, 5 and 16."""
-    ranks = {"a": 2, "b": 5, "c": 16}
-    return {
-        name: make_lora(name, seed=seed, r=rank, std=0.2) for seed, (name, rank) in enumerate(ranks.items())
-    }
-
-
-@pytest.fixture
-def cpu(tiny_bundle: Path, folders: dict[str, Path]) -> Iterator[Engine]:
-    with Engine.open(tiny_bundle, threads=1) as engine:
-        for name, folder in folders.items():
-            engine.bind(name, folder)
-        yield engine
-
-
 def simulate(root: Path, graph: Graph, *profiles: str) -> Simulation:
     return Simulation(root, graph, profiles, "copied")
 
 
 @pytest.fixture
-def native(tiny_bundle: Path, graph: Graph) -> Simulation:
-    return simulate(tiny_bundle, graph)
+def native(tiny_bundle: Path, native_graph: Graph) -> Simulation:
+    return simulate(tiny_bundle, native_graph)
 
 
 @pytest.fixture
-def engine(native: Simulation, folders: dict[str, Path]) -> Iterator[Engine]:
+def engine(native: Simulation, ranked: dict[str, Path]) -> Iterator[Engine]:
     with native.open() as opened:
-        for name, folder in folders.items():
+        for name, folder in ranked.items():
             opened.bind(name, folder)
         yield opened
     assert (native.device.pieces, native.device.streams) == (0, 0)
@@ -72,21 +47,21 @@ def engine(native: Simulation, folders: dict[str, Path]) -> Iterator[Engine]:
 
 
 class TestRuns:
-    def test_mixed_rows_are_those_of_the_cpu(self, engine: Engine, cpu: Engine) -> None:
+    def test_mixed_rows_are_those_of_the_cpu(self, engine: Engine, ranked_cpu: Engine) -> None:
         given = ids(7, 9, seed=3)
         mask = (np.arange(9)[None] < np.array([9, 1, 4, 7, 2, 9, 3])[:, None]).astype(np.int64)
         inputs = {"input_ids": given, "attention_mask": mask}
         for rows in (ROWS, None, "a", ["b"] * 7, ["c", *[None] * 6]):
-            found, wanted = hidden(engine, inputs, rows), hidden(cpu, inputs, rows)
+            found, wanted = hidden(engine, inputs, rows), hidden(ranked_cpu, inputs, rows)
             assert np.abs(found - wanted)[mask.astype(bool)].max() <= 1e-5
         assert engine.provider == "a simulated TensorRT 0"
 
-    def test_shapes_come_and_go(self, engine: Engine, cpu: Engine) -> None:
+    def test_shapes_come_and_go(self, engine: Engine, ranked_cpu: Engine) -> None:
         """Buffers grow, and smaller runs in them are not disturbed by what is behind."""
         for batch, length in ((1, 1), (4, 30), (2, 3), (8, 40), (1, 7)):
             rows = ROWS[:batch] if batch < 8 else None
             given = ids(batch, length, seed=length)
-            assert np.abs(hidden(engine, given, rows) - hidden(cpu, given, rows)).max() <= 1e-5
+            assert np.abs(hidden(engine, given, rows) - hidden(ranked_cpu, given, rows)).max() <= 1e-5
 
     def test_outputs_are_the_callers_own(self, engine: Engine) -> None:
         first = hidden(engine, ids(2, 4), "a")
@@ -112,42 +87,44 @@ class TestRuns:
         kept = [0, 2, 4, 5]
         np.testing.assert_array_equal(after[kept], before[kept])
 
-    def test_a_rebind_is_for_later_runs(self, engine: Engine, cpu: Engine, make_lora: MakeLora) -> None:
+    def test_a_rebind_is_for_later_runs(
+        self, engine: Engine, ranked_cpu: Engine, make_lora: MakeLora
+    ) -> None:
         given = ids(3, 5)
         hidden(engine, given, ["a", "b", None])
         folder = make_lora("a", seed=9, r=7, std=0.2)
-        for opened in (engine, cpu):
+        for opened in (engine, ranked_cpu):
             opened.bind("a", folder)
         found = hidden(engine, given, ["a", "b", None])
-        assert np.abs(found - hidden(cpu, given, ["a", "b", None])).max() <= 1e-5
+        assert np.abs(found - hidden(ranked_cpu, given, ["a", "b", None])).max() <= 1e-5
         engine.unbind("a")
         with pytest.raises(UnknownAdapterError):
             hidden(engine, given, "a")
 
     def test_few_rows_serve_many_adapters(
-        self, native: Simulation, cpu: Engine, make_lora: MakeLora
+        self, native: Simulation, ranked_cpu: Engine, make_lora: MakeLora
     ) -> None:
         folders = {f"n{seed}": make_lora(f"n{seed}", seed=seed, r=1 + seed, std=0.2) for seed in range(6)}
         with native.open(rows=2) as paged:
             for name, folder in folders.items():
                 paged.bind(name, folder)
-                cpu.bind(name, folder)
+                ranked_cpu.bind(name, folder)
             for rows in (
                 ["n0", "n5", "n0"],
                 ["n1", None, "n2"],
                 ["n3", "n3", "n3"],
                 ["n5", "n4", None],
             ) * 2:
-                assert np.abs(hidden(paged, ids(), rows) - hidden(cpu, ids(), rows)).max() <= 1e-5
+                assert np.abs(hidden(paged, ids(), rows) - hidden(ranked_cpu, ids(), rows)).max() <= 1e-5
             with pytest.raises(BankFullError):
                 hidden(paged, ids(), ["n0", "n1", "n2"])
 
 
 class TestUploads:
-    def test_binding_an_adapter_copies_its_row(self, native: Simulation, folders: dict[str, Path]) -> None:
+    def test_binding_an_adapter_copies_its_row(self, native: Simulation, ranked: dict[str, Path]) -> None:
         slots = len(native.bundle.manifest.slot_inputs) - 1  # the guard is no input of the engine
         with native.open() as engine:
-            engine.bind("b", folders["b"])
+            engine.bind("b", ranked["b"])
             hidden(engine, ids(), "b")
             for _ in range(2):
                 native.device.reset_counts()
@@ -156,9 +133,9 @@ class TestUploads:
                 assert native.device.copies == {"upload": 4, "run": 1, "download": 2}
             inputs = native.device.nbytes["upload"]
             native.device.reset_counts()
-            engine.bind("a", folders["a"])  # not wider, and there is no free row: the bank doubles
+            engine.bind("a", ranked["a"])  # not wider, and there is no free row: the bank doubles
             hidden(engine, ids(), ["a", "b", None])
-            engine.bind("a", folders["a"])  # and now there is one
+            engine.bind("a", ranked["a"])  # and now there is one
             native.device.reset_counts()
             hidden(engine, ids(), ["a", None, "b"])
 
@@ -183,108 +160,11 @@ class TestUploads:
         assert context.profiles == [0]
 
 
-class TestLimits:
-    def test_the_bank_is_as_large_as_the_profile(
-        self, tiny_bundle: Path, graph: Graph, folders: dict[str, Path], cpu: Engine
-    ) -> None:
-        """Without ``rows``, what is bound beyond the engine's rows is paged."""
-        native = simulate(tiny_bundle, graph, "rows=1:2:3")
-        with native.open() as engine:
-            for name, folder in folders.items():
-                engine.bind(name, folder)
-            for rows in (["a", "b", None], ["c", None, "a"], ["b", "b", "c"]):
-                assert np.abs(hidden(engine, ids(), rows) - hidden(cpu, ids(), rows)).max() <= 1e-5
-            with pytest.raises(BankFullError):
-                hidden(engine, ids(), ["a", "b", "c"])
-        with native_again(native).open(rows=2) as engine:
-            assert engine._bank.capacity == 2
-        with pytest.raises(RequestError) as caught:
-            native_again(native).open(rows=3)
-        (problem,) = caught.value.problems
-        assert problem.subject == "rows"
-        assert "at most 2" in problem.expected
-        assert "--profile rows=1:4:4" in problem.mend
-
-    def test_an_adapter_above_every_profile(
-        self, tiny_bundle: Path, graph: Graph, folders: dict[str, Path], make_lora: MakeLora
-    ) -> None:
-        """Refused when it is bound, and what was bound before still serves."""
-        native = simulate(tiny_bundle, graph, "rank=1:2:8", "rank=1:8:12,batch=1")
-        with native.open() as engine:
-            engine.bind("x", folders["a"])
-            before = hidden(engine, ids(), "x")
-            with pytest.raises(AdapterError) as caught:
-                engine.bind("x", folders["c"])
-            assert caught.value.codes == {Code.RANK_ABOVE_MAX}
-            assert len(subjects(caught.value, Code.RANK_ABOVE_MAX)) == 4  # query and value of two layers
-            assert "at most 12" in str(caught.value)
-            assert "--profile rank=1:16:16" in str(caught.value)
-            np.testing.assert_array_equal(hidden(engine, ids(), "x"), before)
-            engine.bind("y", make_lora("y", r=11))
-            hidden(engine, ids(1, 4), ["y"])
-            with pytest.raises(RequestError) as refused:  # each by a profile, and not both by one
-                hidden(engine, ids(3, 4), ["y", None, None])
-            assert subjects(refused.value, Code.RANK_ABOVE_MAX) == {"rank"}
-            assert subjects(refused.value, Code.BAD_INPUT) == {"batch"}
-
-    def test_one_bound_into_the_bundle_is_refused_when_it_is_asked_for(
-        self, bundle_copy: Path, graph: Graph, folders: dict[str, Path]
-    ) -> None:
-        for name in ("a", "c"):
-            bind_into_bundle(Bundle.open(bundle_copy), folders[name], name)
-        with simulate(bundle_copy, graph, "rank=1:2:8").open() as engine:
-            for rows in ("c", ["a", "c", None]):
-                with pytest.raises(AdapterError) as caught:
-                    hidden(engine, ids(), rows)
-                assert caught.value.codes == {Code.RANK_ABOVE_MAX}
-            hidden(engine, ids(), "a")
-
-    def test_a_rank_that_the_host_has_rounded_up(
-        self, tiny_bundle: Path, graph: Graph, folders: dict[str, Path], cpu: Engine
-    ) -> None:
-        with simulate(tiny_bundle, graph, "rank=1:5:5").open() as engine:
-            for name in ("a", "b"):
-                engine.bind(name, folders[name])
-            rows = ["a", "b", None]
-            assert np.abs(hidden(engine, ids(), rows) - hidden(cpu, ids(), rows)).max() <= 1e-5
-
-    def test_every_size_that_does_not_fit_is_named(self, tiny_bundle: Path, graph: Graph) -> None:
-        native = simulate(tiny_bundle, graph, "batch=2:4:4,seq=1:8:16", "batch=2:8:8,seq=1:4:4")
-        with native.open() as engine:
-            hidden(engine, ids(4, 16))
-            hidden(engine, ids(8, 4))
-            for batch, length, wrong in (
-                (8, 16, {"batch", "seq"}),
-                (9, 17, {"batch", "seq"}),
-                (1, 3, {"batch"}),
-                (3, 17, {"seq"}),
-            ):
-                with pytest.raises(RequestError) as caught:
-                    hidden(engine, ids(batch, length))
-                assert subjects(caught.value, Code.BAD_INPUT) == wrong
-                for problem in caught.value.problems:
-                    assert problem.got == str({"batch": batch, "seq": length}[problem.subject])
-                    assert " or " in problem.expected
-                    assert "adexport build BUNDLE --target tensorrt --profile" in problem.mend
-            assert len(native.executable.contexts) == 1  # a refusal costs none
-            hidden(engine, ids(2, 2))
-
-    def test_the_nearest_profile_is_chosen(self, tiny_bundle: Path, graph: Graph) -> None:
-        native = simulate(tiny_bundle, graph, "batch=1:1:32,seq=1:4:40", *["batch=1:16:32,seq=1:32:40"] * 2)
-        with native.open() as engine:
-            for batch, length in ((1, 3), (2, 4), (16, 40), (14, 30), (1, 1)):
-                hidden(engine, ids(batch, length))
-        assert native.runs == [0, 1, 0]
-
-
-def native_again(native: Simulation) -> Simulation:
-    profiles = [str(profile) for profile in native.record.profiles]
-    return simulate(native.bundle.root, native.executable.graph, *profiles)
-
-
 class TestFailures:
-    def test_a_run_that_the_gpu_fails(self, tiny_bundle: Path, graph: Graph) -> None:
-        native = simulate(tiny_bundle, failing(graph, lambda feeds: feeds["input_ids"].shape[1] == 5))
+    def test_a_run_that_the_gpu_fails(self, tiny_bundle: Path, native_graph: Graph) -> None:
+        native = simulate(
+            tiny_bundle, failing(native_graph, lambda feeds: feeds["input_ids"].shape[1] == 5)
+        )
         with native.open() as engine:
             before = hidden(engine, ids())
             with pytest.raises(RequestError) as caught:
@@ -293,15 +173,15 @@ class TestFailures:
             np.testing.assert_array_equal(hidden(engine, ids()), before)
             assert len(native.executable.contexts) == 2  # the one that failed is not used again
 
-    def test_no_memory(self, native: Simulation, folders: dict[str, Path]) -> None:
+    def test_no_memory(self, native: Simulation, ranked: dict[str, Path]) -> None:
         with native.open() as engine:
-            engine.bind("a", folders["a"])
+            engine.bind("a", ranked["a"])
             before = hidden(engine, ids(), "a")
             native.device.capacity = native.device.allocated + 100
             with pytest.raises(RequestError) as caught:
                 hidden(engine, ids(30, 40), "a")
             assert subjects(caught.value, Code.RUN_FAILED) == {"device memory"}
-            engine.bind("c", folders["c"])
+            engine.bind("c", ranked["c"])
             with pytest.raises(RequestError):
                 hidden(engine, ids(), "c")
             engine.unbind("c")
@@ -354,10 +234,10 @@ class TestFailures:
         assert subjects(caught.value, Code.BAD_MANIFEST) == {shaped.name}
 
 
-def test_without_slots(plain_bundle: Path, tmp_path: Path, cpu: Engine) -> None:
+def test_without_slots(plain_bundle: Path, tmp_path: Path, ranked_cpu: Engine) -> None:
     native = simulate(plain_bundle, lowered_graph(plain_bundle, tmp_path))
     with native.open() as engine:
-        assert np.abs(hidden(engine, ids()) - hidden(cpu, ids())).max() <= 1e-5
+        assert np.abs(hidden(engine, ids()) - hidden(ranked_cpu, ids())).max() <= 1e-5
 
 
 @pytest.mark.slow
@@ -381,7 +261,7 @@ def test_every_kind_of_slot(every_slot: Path, tmp_path: Path) -> None:
 
 
 def test_threads_see_whole_generations(
-    native: Simulation, make_lora: MakeLora, folders: dict[str, Path]
+    native: Simulation, make_lora: MakeLora, ranked: dict[str, Path]
 ) -> None:
     """Six threads run while another binds and unbinds, with rows that are paged."""
     versions = [make_lora(f"v{seed}", seed=seed, r=2 + 3 * seed, std=0.3) for seed in range(4)]
