@@ -101,6 +101,7 @@ class SimulatedExecutable:
 
     def close(self) -> None:
         assert not self.closed
+        assert all(context.closed for context in self.contexts)
         self.closed = True
 
 
@@ -118,11 +119,13 @@ class SimulatedContext:
         self._one = threading.Lock()
         self.shapes_set = 0
         self.runs = 0
+        self.closed = False
 
     def set_profile(self, index: int, stream: int) -> None:
         self._profile = self._of.record.profiles[index]
         self.profiles.append(index)
         self.shapes.clear()
+        self._addresses.clear()
 
     def set_shape(self, name: str, shape: Shape) -> None:
         assert self._profile is not None, "a shape before a profile"
@@ -144,6 +147,7 @@ class SimulatedContext:
 
     def execute(self, stream: int) -> None:
         assert not self._of.closed
+        assert not self.closed
         inputs = {name: self._array(tensor, self.shapes[name]) for name, tensor in self._inputs.items()}
         outputs = {
             name: self._array(tensor, self.output_shape(name)) for name, tensor in self._outputs.items()
@@ -167,6 +171,10 @@ class SimulatedContext:
 
         self._of.device.run(stream, work)
         self.runs += 1
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
 
     def _array(self, tensor: Tensor, shape: Shape) -> tuple[int, Shape, np.dtype[Any]]:
         return self._addresses[tensor.name], shape, dtypes.NUMPY[tensor.dtype]

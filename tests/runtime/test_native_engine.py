@@ -171,7 +171,8 @@ class TestFailures:
                 hidden(engine, ids(2, 5))
             assert caught.value.codes == {Code.RUN_FAILED}
             np.testing.assert_array_equal(hidden(engine, ids()), before)
-            assert len(native.executable.contexts) == 2  # the one that failed is not used again
+            closed = [context.closed for context in native.executable.contexts]
+            assert closed == [True, False]  # the one that failed is not used again, nor kept by the error
 
     def test_no_memory(self, native: Simulation, ranked: dict[str, Path]) -> None:
         with native.open() as engine:

@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -251,6 +252,14 @@ class TestTheLibrary:
         assert function in problem.got
         if function != "get_tensor_shape":  # of that, nothing is logged
             assert problem.got == f"{function}: {function} is not liked"
+
+    def test_a_context_that_is_closed_is_let_go(
+        self, monkeypatch: pytest.MonkeyPatch, file: EngineFile
+    ) -> None:
+        context = Stand().load(monkeypatch, file).context()
+        native = weakref.ref(context._context)
+        context.close()
+        assert native() is None
 
     def test_no_memory_for_a_context(self, monkeypatch: pytest.MonkeyPatch, file: EngineFile) -> None:
         engine = Stand("create_execution_context").load(monkeypatch, file)

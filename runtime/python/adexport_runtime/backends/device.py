@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..errors import Code, Problem, RequestError
 from ..tensors import Array
 
 #: what TensorRT asks of the address of an input or an output, in bytes
@@ -97,3 +100,25 @@ class Device(Protocol):
     def synchronize(self, stream: int) -> None:
         """Wait until all that was queued on the stream has happened."""
         ...
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Say of a run for which the device has no memory what can be done.
+
+    Raises:
+        RequestError: in the place of MemoryError.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise RequestError(
+            "the run failed",
+            Problem(
+                Code.RUN_FAILED,
+                "device memory",
+                got=str(error),
+                expected="enough for the adapters and the run",
+                mend="open the engine with fewer rows, or run smaller batches",
+            ),
+        ) from error

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -13,13 +12,13 @@ from ...bank import Lease
 from ...batch_rows import BatchRows
 from ...bundle import Bundle
 from ...engine_file import EngineRecord
-from ...errors import BundleError, Code, Problem, RequestError
+from ...errors import BundleError, Code, Problem
 from ...graph_io import engine_inputs, graph_outputs
 from ...limits import Limits, check_batch
 from ...outputs import LOGITS
 from ...tensors import Array
 from .. import Binding, Caches
-from ..device import Device
+from ..device import Device, enough_memory
 from ..device_bank import DeviceBank, DeviceRows
 from .engines import Executable
 from .kv_caches import DeviceCaches
@@ -80,7 +79,7 @@ class TensorRTBackend:
             RequestError: no profile takes the run, the device has no memory for it, or it failed.
         """
         given = self._with_an_id_for_each_row(feeds)
-        with _memory(), self._pool.worker() as worker, self._bank.hold(lease) as slots:
+        with enough_memory(), self._pool.worker() as worker, self._bank.hold(lease) as slots:
             try:
                 return worker.execute({**worker.upload(given), **slots}, self._outputs)
             finally:
@@ -122,7 +121,7 @@ class TensorRTBackend:
         assert isinstance(caches, DeviceCaches)
         assert self._generation is not None
         there = self._rows[caches]
-        with _memory(), self._pool.worker() as worker:
+        with enough_memory(), self._pool.worker() as worker:
             try:
                 arrays, read = there.bring(slots, rows, worker.stream, each=True)
                 worker.keep(read)
@@ -146,26 +145,13 @@ class TensorRTBackend:
         self._executable.close()
 
     def _make_worker(self) -> Worker:
-        context = self._executable.context()
-        return Worker(self._device, context, self._table, self._device.open_stream())
-
-
-@contextmanager
-def _memory() -> Iterator[None]:
-    """Say of a device without memory what can be done."""
-    try:
-        yield
-    except MemoryError as error:
-        raise RequestError(
-            "the run failed",
-            Problem(
-                Code.RUN_FAILED,
-                "device memory",
-                got=str(error),
-                expected="enough for the adapters and the run",
-                mend="open the engine with fewer rows, or run smaller batches",
-            ),
-        ) from error
+        stream = self._device.open_stream()
+        try:
+            context = self._executable.context()
+        except BaseException:
+            self._device.close_stream(stream)
+            raise
+        return Worker(self._device, context, self._table, stream)
 
 
 def _check_tensors(bundle: Bundle, record: EngineRecord, executable: Executable) -> None:

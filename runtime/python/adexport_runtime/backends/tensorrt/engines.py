@@ -12,7 +12,7 @@ class Context(Protocol):
     """
 
     def set_profile(self, index: int, stream: int) -> None:
-        """Choose the profile; all shapes must be set anew."""
+        """Choose the profile; all shapes and addresses must be set anew."""
         ...
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
@@ -29,6 +29,10 @@ class Context(Protocol):
 
     def execute(self, stream: int) -> None:
         """Queue a run."""
+        ...
+
+    def close(self) -> None:
+        """Give its memory back; nothing of it may be queued."""
         ...
 
 

@@ -160,6 +160,10 @@ class TensorRTContext:
         """See :class:`~adexport_runtime.backends.tensorrt.engines.Context`."""
         self._check(self._context.execute_async_v3(stream), "the engine", "execute_async_v3")
 
+    def close(self) -> None:
+        """See :class:`~adexport_runtime.backends.tensorrt.engines.Context`."""
+        self._context = None
+
     def _check(self, done: bool, subject: str, function: str) -> None:
         if not done:
             raise RequestError(

@@ -75,6 +75,7 @@ class Worker:
         if profile != self._profile:
             self._profile = -1  # if it fails
             self._shapes.clear()
+            self._addresses.clear()
             self._context.set_profile(profile, self.stream)
             self._profile = profile
         for name, array in inputs.items():
@@ -109,7 +110,8 @@ class Worker:
             self._read.clear()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back, also where an error that somebody keeps still refers to this."""
+        self._context.close()
         for address, _ in self._buffers.values():
             self._device.free(address)
         self._buffers.clear()
