@@ -322,18 +322,24 @@ class Engine:
         try:
             return Batch(backend, manifest, self._put_adapter, rows, room, prompt_tokens)
         except MemoryError as error:
-            assert manifest.generation is not None
-            values = rows * room * manifest.generation.values_per_token
-            raise RequestError(
-                "the batch does not fit",
-                Problem(
-                    Code.BAD_INPUT,
-                    f"{rows} rows of {room} tokens",
-                    got=f"{values * dtypes.NUMPY[manifest.base.dtype].itemsize} bytes of KV cache",
-                    expected="what the memory holds",
-                    mend="fewer rows (max_batch), or shorter ones (max_tokens)",
-                ),
-            ) from error
+            mend = "fewer rows (max_batch), or shorter ones (max_tokens)"
+            raise self._no_memory(rows, room, mend) from error
+
+    def _no_memory(self, rows: int, room: int, mend: str) -> RequestError:
+        """What to say where the caches of a batch have no memory."""
+        manifest = self.bundle.manifest
+        assert manifest.generation is not None
+        values = rows * room * manifest.generation.values_per_token
+        return RequestError(
+            "the batch does not fit",
+            Problem(
+                Code.BAD_INPUT,
+                f"{rows} rows of {room} tokens",
+                got=f"{values * dtypes.NUMPY[manifest.base.dtype].itemsize} bytes of KV cache",
+                expected="what the memory holds",
+                mend=mend,
+            ),
+        )
 
     def _put_adapter(self, rows: BatchRows, row: int, name: str) -> None:
         shapes = {slot.name: slot.shape[1:] for slot in self.bundle.manifest.slot_inputs}
@@ -353,6 +359,10 @@ class Engine:
             if name is not None:
                 self._put_adapter(slots, row, name)
         backend = self._running
+        try:
+            caches = backend.caches(batch, seq)
+        except MemoryError as error:
+            raise self._no_memory(batch, seq, "run fewer rows at once, or shorter ones") from error
         logits = backend.step(
             {
                 "input_ids": ids,
@@ -361,7 +371,7 @@ class Engine:
                 generation.logits_at: np.tile(np.arange(seq), (batch, 1)),
             },
             slots,
-            backend.caches(batch, seq),
+            caches,
             slice(0, batch),
             Binding(),
         )

@@ -242,8 +242,10 @@ class DeviceBank:
         memory = SlotMemory(self._device, self._slots, shapes, self._dtype)
         try:
             stream = self._queue()
-            read = memory.write(IDENTITY_ROW, lease.arrays, IDENTITY_ROW, stream)
-            self._device.synchronize(stream)
+            try:
+                read = memory.write(IDENTITY_ROW, lease.arrays, IDENTITY_ROW, stream)
+            finally:
+                self._device.synchronize(stream)  # nothing may be queued for memory that is freed
             del read
         except BaseException:
             memory.free()

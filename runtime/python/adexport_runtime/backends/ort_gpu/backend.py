@@ -19,7 +19,7 @@ from ...outputs import LOGITS
 from ...profiles import Profile
 from ...tensors import Array
 from .. import Binding, Caches
-from ..device import Device, DeviceArray
+from ..device import Device, DeviceArray, enough_memory
 from ..device_bank import DeviceArrays, DeviceBank, DeviceRows
 from ..onnxruntime import ONNX_BFLOAT16, import_onnxruntime
 from ..tensorrt.shapes import Shapes, envelope, limits_of
@@ -91,9 +91,10 @@ class OrtGpuBackend:
         """Run once; see :class:`~adexport_runtime.backends.Backend`.
 
         Raises:
-            RequestError: the run is outside the profiles, or an adapter is larger than they are.
+            RequestError: the run is outside the profiles, an adapter is larger than they are, or the
+                device has no memory for it.
         """
-        with self._session_in_use() as session, self._bank.hold(lease) as arrays:
+        with enough_memory(), self._session_in_use() as session, self._bank.hold(lease) as arrays:
             options = self._options(feeds, arrays)
             with self._binding(session, arrays) as io:
                 return self._outputs_of(session, io, feeds, options)
@@ -109,7 +110,7 @@ class OrtGpuBackend:
     ) -> Array:
         """See :class:`~adexport_runtime.backends.Backend`."""
         assert isinstance(caches, DeviceCaches)
-        with self._session_in_use() as session:
+        with enough_memory(), self._session_in_use() as session:
             return self._step(session, feeds, slots, caches, rows, binding)
 
     def _step(

@@ -73,11 +73,13 @@ class DeviceCaches:
 
     def move(self, source: int, target: int, tokens: int) -> None:  # noqa: ARG002
         """Copy a row over another row: whole, one copy for each cache instead of one for each head."""
-        for name in self._names:
-            array = self._arrays[name]
-            start, end = (array.rows(row, row + 1).address for row in (source, target))
-            self._device.copy(end, start, array.row_bytes, self._stream)
-        self._device.synchronize(self._stream)
+        try:
+            for name in self._names:
+                array = self._arrays[name]
+                start, end = (array.rows(row, row + 1).address for row in (source, target))
+                self._device.copy(end, start, array.row_bytes, self._stream)
+        finally:
+            self._device.synchronize(self._stream)
 
     def array(self, name: str, rows: slice) -> DeviceArray:
         """The rows' part of a cache."""

@@ -105,9 +105,11 @@ class DeviceCaches:
     def move(self, source: int, target: int, tokens: int) -> None:  # noqa: ARG002
         """Copy a row over another row, whole: one piece for each layer."""
         side = self._sides[target] = self._sides[source]
-        for array in self._arrays[side].values():
-            self._copy_row(array, source, array, target, self._stream)
-        self._device.synchronize(self._stream)
+        try:
+            for array in self._arrays[side].values():
+                self._copy_row(array, source, array, target, self._stream)
+        finally:
+            self._device.synchronize(self._stream)
 
     def span(self, rows: slice, past_lengths: Array, stream: int) -> Span:
         """Get rows ready for a run, by copies queued on a stream.
