@@ -224,6 +224,16 @@ class TestRefused:
             with pytest.raises(RequestError):
                 session.submit([1] * 30, max_new_tokens=11)
 
+    def test_prompts_run_one_by_one_where_their_profile_takes_one(self, native: Open, cpu: Engine) -> None:
+        engine, simulation = native("batch=1:4:8,seq=1", "batch=1,seq=1:16:32")
+        found, wanted = (
+            each.generate(PROMPTS[:1] * 4, ["t0", None, "t1", "t0"], eos=(), max_new_tokens=5)
+            for each in (engine, cpu)
+        )
+        assert [result.error for result in found] == [None] * 4
+        assert [result.ids for result in found] == [result.ids for result in wanted]
+        assert set(simulation.runs) == {0, 1}
+
     def test_no_memory_for_caches(self, native: Open) -> None:
         engine, simulation = native()
         simulation.device.capacity = 4096

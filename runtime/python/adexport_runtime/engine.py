@@ -23,7 +23,7 @@ from .caches import Generation
 from .errors import Code, Problem, RequestError
 from .generation import Batch, Generated, Generator, Prompt, Request, Sampling, Session, WhenFull
 from .generation.settings import SEEDS
-from .limits import check_adapter, most_adapters
+from .limits import PROMPTS, check_adapter, most_adapters
 from .names import check_name
 from .outputs import LOGITS, Outputs, cut_logits
 from .request import Adapters, check_adapters, check_inputs, check_prompts, check_size, prompt_lengths
@@ -318,9 +318,11 @@ class Engine:
             return self._running
 
         manifest = self.bundle.manifest
-        prompt_tokens = min(prompt_tokens, self._running.limits.get("seq", prompt_tokens))
+        limits = self._running.limits
+        prompt_tokens = min(prompt_tokens, limits.get("seq", prompt_tokens))
+        prompts = limits.get(PROMPTS, rows)
         try:
-            return Batch(backend, manifest, self._put_adapter, rows, room, prompt_tokens)
+            return Batch(backend, manifest, self._put_adapter, rows, room, prompt_tokens, prompts)
         except MemoryError as error:
             mend = "fewer rows (max_batch), or shorter ones (max_tokens)"
             raise self._no_memory(rows, room, mend) from error

@@ -9,6 +9,9 @@ from .graph_io import kind_of
 
 Limits = Mapping[str, int]
 
+#: beside the kinds: how many rows may bring several tokens at once, as prompts do
+PROMPTS = "prompts"
+
 #: how to get larger ones
 MEND = "adexport build BUNDLE --target tensorrt --profile {0} (ort-tensorrt: open with profile=['{0}'])"
 

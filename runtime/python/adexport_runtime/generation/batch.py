@@ -40,6 +40,7 @@ class Batch:
         rows: int,
         room: int,
         prompt_tokens: int,
+        prompts: int,
     ) -> None:
         """Reserve memory.
 
@@ -51,12 +52,14 @@ class Batch:
             room: tokens of a text, its prompt included.
             prompt_tokens: the most that a step takes in of prompts, so that texts under way need not
                 wait long; longer prompts go in by pieces.
+            prompts: the most prompts that run side by side.
         """
         assert manifest.generation is not None
         self._generation = manifest.generation
         self._backend = backend
         self._put_adapter = put_adapter
         self._prompt_tokens = prompt_tokens
+        self._prompts = prompts
         self._waiting: deque[Request] = deque()
         self._caches = backend().caches(rows, room)  # first: it fails where too much is asked for
         self._seats: list[Request | None] = [None] * rows
@@ -127,7 +130,7 @@ class Batch:
         free = self._free_span()
         seats: list[int] = []
         longest = total = 0
-        while self._waiting and len(seats) < len(free):
+        while self._waiting and len(seats) < min(len(free), self._prompts):
             request = self._waiting[0]
             tokens = len(request.ids)
             wide = max(longest, tokens)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from ...errors import Code, Problem, RequestError
-from ...graph_io import IDS, Tensor, kind_of
-from ...limits import MEND, Limits
+from ...graph_io import BATCH, IDS, Tensor, kind_of
+from ...limits import MEND, PROMPTS, Limits
 from ...profiles import Profile, Range
 
 #: kinds of sizes that adapters bring
@@ -29,8 +29,12 @@ def envelope(profiles: Sequence[Profile]) -> Profile:
 
 
 def limits_of(profiles: Sequence[Profile]) -> Limits:
-    """The largest size of each kind."""
-    return {kind: wanted.max for kind, wanted in envelope(profiles).sizes.items()}
+    """The largest size of each kind; where one generates, also how many prompts may run at once."""
+    found = {kind: wanted.max for kind, wanted in envelope(profiles).sizes.items()}
+    if "room" in found:
+        rows = [profile.sizes[BATCH].max for profile in profiles if profile.sizes["seq"].max > 1]
+        found |= {PROMPTS: max(rows)} if rows else {}
+    return found
 
 
 class Shapes:
