@@ -299,6 +299,15 @@ build_engine(Bundle.open({str(bundle_copy)!r}), progress=progress)
         with pytest.raises(BuildError, match=r"exit code 1; it said last: .*TypeError"):
             order(_job(tmp_path, memory_limit=2**70), lambda _: None)
 
+    def test_modules_of_the_working_directory_are_not_imported(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in (RTX, "pydantic", "resource"):
+            (tmp_path / f"{name}.py").write_text("raise ImportError('of the working directory')")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+        assert isinstance(order(Probe(module=RTX, device=False), lambda _: None), Probed)
+
     def test_a_package_that_does_not_load(self, tmp_path: Path) -> None:
         (tmp_path / "broken_builder.py").write_text("raise OSError('libnvinfer.so.10: cannot open')")
         sys.path.insert(0, str(tmp_path))

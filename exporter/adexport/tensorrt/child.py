@@ -65,9 +65,12 @@ def order(order: Probe | Job, progress: Progress) -> Answer:
 
 @contextmanager
 def _process(stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The process, in a session of its own: a Ctrl-C reaches it through us alone."""
+    """The process, in a session of its own: a Ctrl-C reaches it through us alone.
+
+    It imports what this one would (``-P``: nothing more, whatever lies in the working directory).
+    """
     with subprocess.Popen(
-        [sys.executable, "-m", _WORKER],
+        [sys.executable, "-P", "-m", _WORKER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
