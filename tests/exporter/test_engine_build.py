@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from adexport.build import build_model
 from adexport.options import BuildOptions, EngineOptions
-from adexport.tensorrt.builder import build_engine, check_tool
+from adexport.tensorrt.builder import add_engine, build_engine, check_tool
 from adexport.tensorrt.child import order
 from adexport.tensorrt.device import present_device
 from adexport.tensorrt.messages import Built, Job, Probe, Probed
@@ -298,6 +299,27 @@ build_engine(Bundle.open({str(bundle_copy)!r}), progress=progress)
     def test_a_fault_in_python_is_told_with_its_last_lines(self, tmp_path: Path) -> None:
         with pytest.raises(BuildError, match=r"exit code 1; it said last: .*TypeError"):
             order(_job(tmp_path, memory_limit=2**70), lambda _: None)
+
+    def test_a_full_disk_for_the_plan(self, tmp_path: Path) -> None:
+        """Said by the process that builds: it is no fault of the builder."""
+        with pytest.raises(BuildError, match=r"/dev/full: got No space left .*make room") as caught:
+            order(_job(tmp_path, plan="/dev/full"), lambda _: None)
+        assert "a fault" not in str(caught.value)
+
+    @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+    def test_a_disk_that_takes_nothing(
+        self, bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        def refuse(path: Path, *_arguments: Any, **_options: Any) -> None:
+            raise OSError(number, os.strerror(number), str(path))
+
+        before = names(tmp_path)
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        for output in (None, tmp_path / "copy.bundle"):
+            with pytest.raises(BuildError, match=os.strerror(number)):
+                add_engine(bundle_copy, output)
+        assert names(tmp_path) == before
+        assert not (bundle_copy / "engines").exists()
 
     def test_modules_of_the_working_directory_are_not_imported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from ..progress import Progress, silent
 from ..reference import load_reference
 from ..slots.again import plan_again
 from .child import order
+from .disk import disk_errors
 from .messages import Built, Job, Probe, Probed
 from .tool import Tool, capability_problems, find_tool
 
@@ -70,7 +72,7 @@ def add_engine(
     if output is None or output.resolve() == source.resolve():
         return build_engine(bundle, options, progress=progress)
     check_target(output, force)
-    with atomic_folder(output) as part:
+    with disk_errors(output), atomic_folder(output) as part:
         carry_bundle(bundle, part)
         if output.exists():
             carry_adapters(output, part)
@@ -92,7 +94,8 @@ def build_engine(
     Raises:
         DependencyError: the builder is not installed, or the GPU that it needs is not there.
         RequestError: a profile is none of this bundle.
-        BuildError: the builder refused the graph, a profile or a compute capability, or crashed.
+        BuildError: the builder refused the graph, a profile or a compute capability, or crashed; or the
+            disk is full or read-only.
     """
     options = options or EngineOptions()
     manifest = bundle.manifest
@@ -104,12 +107,13 @@ def build_engine(
     folder = engine_folder(bundle.root, tool.target)
     fresh = not folder.parent.exists()
     try:
-        with atomic_folder(folder) as part:
+        with disk_errors(folder), atomic_folder(folder) as part:
             record = _build(bundle, (tool, probed), options, profiles, in_place, part, progress)
             (part / RECORD_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except BaseException:
-        if fresh and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
+        if fresh:
+            with suppress(OSError):  # it was never made, or someone else has put an engine there
+                folder.parent.rmdir()
         raise
     return EngineFile(folder, record)
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from adexport_runtime.errors import AdexportError, BuildError, Code, DependencyError, Problem
 
 from .device import present_device
+from .disk import disk_errors
 from .messages import ORDER, Answer, Built, Job, Message, Probe, Probed, Refused, Said, Step
 from .network import check_network, parse_network
 
@@ -93,10 +94,10 @@ def _build(job: Job, send: Send) -> Built:
     engine = network.builder.build_serialized_network(network.definition, config)
     if engine is None:
         raise BuildError("TensorRT could not build the engine", _reasons(errors, job))
-    with Path(job.plan).open("wb") as file:
-        file.write(memoryview(engine))
-    if job.timing is not None:
-        Path(job.timing).write_bytes(memoryview(config.get_timing_cache().serialize()))
+    with disk_errors(Path(job.plan)):
+        Path(job.plan).write_bytes(memoryview(engine))
+        if job.timing is not None:
+            Path(job.timing).write_bytes(memoryview(config.get_timing_cache().serialize()))
     return Built(
         version=str(trt.__version__),
         layers=network.layers,
