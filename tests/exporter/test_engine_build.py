@@ -300,6 +300,40 @@ build_engine(Bundle.open({str(bundle_copy)!r}), progress=progress)
         with pytest.raises(BuildError, match=r"exit code 1; it said last: .*TypeError"):
             order(_job(tmp_path, memory_limit=2**70), lambda _: None)
 
+    @pytest.mark.parametrize("linked", ["engines", "engines/tensorrt-rtx"])
+    def test_a_link_out_of_the_bundle_is_not_followed(
+        self, bundle_copy: Path, tmp_path: Path, linked: str
+    ) -> None:
+        """A bundle may come from anyone: what it points to is not its own to replace."""
+        precious = tmp_path / "precious"
+        (precious / "tensorrt-rtx").mkdir(parents=True)
+        for folder in (precious, precious / "tensorrt-rtx"):
+            (folder / "engine.json").write_text("gold")
+        (bundle_copy / linked).parent.mkdir(exist_ok=True)
+        (bundle_copy / linked).symlink_to(precious)
+        with pytest.raises(BuildError, match=f"a link to {precious}") as caught:
+            build_engine(Bundle.open(bundle_copy))
+        assert caught.value.codes == {Code.EXISTS}
+        assert names(precious) == ["engine.json", "tensorrt-rtx", "tensorrt-rtx/engine.json"]
+
+    @pytest.mark.parametrize("place", ["engines", "engines/tensorrt-rtx", "engines/tensorrt-rtx/gold.txt"])
+    def test_what_is_no_engine_is_not_replaced(self, bundle_copy: Path, place: str) -> None:
+        (bundle_copy / place).parent.mkdir(parents=True, exist_ok=True)
+        (bundle_copy / place).write_text("gold")
+        before = names(bundle_copy)
+        with pytest.raises(BuildError) as caught:
+            build_engine(Bundle.open(bundle_copy))
+        assert caught.value.codes == {Code.EXISTS}
+        assert names(bundle_copy) == before
+        add_engine(bundle_copy, bundle_copy.with_name("copy"), options=EngineOptions(profiles=("seq=8",)))
+
+    def test_a_bundle_that_is_reached_through_a_link(self, bundle_copy: Path, tmp_path: Path) -> None:
+        link = tmp_path / "link"
+        link.symlink_to(bundle_copy)
+        add_engine(link, options=EngineOptions(profiles=("seq=8",)))
+        assert link.is_symlink()
+        assert engine_targets(bundle_copy) == ("tensorrt-rtx",)
+
     def test_a_full_disk_for_the_plan(self, tmp_path: Path) -> None:
         """Said by the process that builds: it is no fault of the builder."""
         with pytest.raises(BuildError, match=r"/dev/full: got No space left .*make room") as caught:

@@ -32,7 +32,7 @@ from ..progress import Progress, silent
 from ..reference import load_reference
 from ..slots.again import plan_again
 from .child import order
-from .disk import disk_errors
+from .disk import check_place, disk_errors
 from .messages import Built, Job, Probe, Probed
 from .tool import Tool, capability_problems, find_tool
 
@@ -94,8 +94,8 @@ def build_engine(
     Raises:
         DependencyError: the builder is not installed, or the GPU that it needs is not there.
         RequestError: a profile is none of this bundle.
-        BuildError: the builder refused the graph, a profile or a compute capability, or crashed; or the
-            disk is full or read-only.
+        BuildError: the builder refused the graph, a profile or a compute capability, or crashed; the
+            disk is full or read-only; or something else than an engine stands in its place.
     """
     options = options or EngineOptions()
     manifest = bundle.manifest
@@ -105,6 +105,7 @@ def build_engine(
         profiles, in_place = _fixed_room(profiles, manifest)
     tool, probed = _asked(find_tool(options.engine), options, progress)
     folder = engine_folder(bundle.root, tool.target)
+    check_place(bundle.root, folder)
     fresh = not folder.parent.exists()
     try:
         with disk_errors(folder), atomic_folder(folder) as part:

@@ -1,4 +1,4 @@
-"""What is said where a disk is full, read-only, or gone."""
+"""Where an engine goes: what may be replaced there, and what is said of a full or read-only disk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adexport_runtime.engine_file import RECORD_FILE
 from adexport_runtime.errors import BuildError, Code, Problem
 
 _MENDS = {
@@ -16,6 +17,31 @@ _MENDS = {
     errno.EACCES: "give -o a folder that can be written",
     errno.EPERM: "give -o a folder that can be written",
 }
+
+
+def check_place(root: Path, folder: Path) -> None:
+    """See that an engine may appear at ``folder``, in the bundle ``root``: what stands there is replaced.
+
+    Raises:
+        BuildError: something else than an engine stands there, or a link leads out of the bundle.
+    """
+    inside = root.resolve() / folder.relative_to(root)
+    if folder.resolve() != inside:
+        got = f"a link to {folder.resolve()}"
+    elif folder.parent.exists() and not folder.parent.is_dir():
+        got = "a file in the place of a folder"
+    elif folder.exists() and not (folder / RECORD_FILE).exists():
+        got = "something that is no engine"
+    else:
+        return
+    problem = Problem(
+        Code.EXISTS,
+        str(folder),
+        got=got,
+        expected="nothing, or an engine, which is replaced",
+        mend="remove it, or build into a copy: adexport build BUNDLE -o COPY --target tensorrt",
+    )
+    raise BuildError("no engine was built", problem)
 
 
 @contextmanager
