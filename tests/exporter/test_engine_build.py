@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
-from adexport.build import build_model
+from adexport.build import build_model, lower_again
 from adexport.options import BuildOptions, EngineOptions
 from adexport.tensorrt.builder import add_engine, build_engine, check_tool
 from adexport.tensorrt.child import order
@@ -299,6 +299,21 @@ build_engine(Bundle.open({str(bundle_copy)!r}), progress=progress)
     def test_a_fault_in_python_is_told_with_its_last_lines(self, tmp_path: Path) -> None:
         with pytest.raises(BuildError, match=r"exit code 1; it said last: .*TypeError"):
             order(_job(tmp_path, memory_limit=2**70), lambda _: None)
+
+    @pytest.mark.parametrize("step", ["lower it", "parse the graph"])
+    def test_a_bundle_that_is_replaced_meanwhile(self, bundle_copy: Path, step: str) -> None:
+        """The engine would be one of the graph before, and could say that it is one of this."""
+        again = at(step, lambda: lower_again(bundle_copy, options=BuildOptions(max_rank=4)) and None)
+        with pytest.raises(BuildError, match="lowered again") as caught:
+            build_engine(Bundle.open(bundle_copy), progress=again)
+        assert caught.value.codes == {Code.WRONG_BASE}
+        assert not (bundle_copy / "engines").exists()
+        lower_again(bundle_copy, options=BuildOptions(max_rank=8))
+        bundle = Bundle.open(bundle_copy)
+        lower_again(bundle_copy, options=BuildOptions(max_rank=4))  # before the engine's folder is made
+        with pytest.raises(BuildError, match="lowered again"):
+            build_engine(bundle, EngineOptions(profiles=("seq=8,rank=4",)))
+        assert not (bundle_copy / "engines").exists()
 
     @pytest.mark.parametrize("linked", ["engines", "engines/tensorrt-rtx"])
     def test_a_link_out_of_the_bundle_is_not_followed(

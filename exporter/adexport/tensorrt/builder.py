@@ -18,7 +18,7 @@ from adexport_runtime.engine_file import (
     bundle_digest,
     engine_folder,
 )
-from adexport_runtime.errors import BuildError, Code, Problem
+from adexport_runtime.errors import BuildError, BundleError, Code, Problem
 from adexport_runtime.files import atomic_folder
 from adexport_runtime.graph_io import Tensor, engine_inputs, graph_outputs
 from adexport_runtime.manifest import Manifest
@@ -95,7 +95,7 @@ def build_engine(
         DependencyError: the builder is not installed, or the GPU that it needs is not there.
         RequestError: a profile is none of this bundle.
         BuildError: the builder refused the graph, a profile or a compute capability, or crashed; the
-            disk is full or read-only; or something else than an engine stands in its place.
+            bundle was replaced meanwhile; the disk is full or read-only; or something else than an engine stands in its place.
     """
     options = options or EngineOptions()
     manifest = bundle.manifest
@@ -111,10 +111,13 @@ def build_engine(
         with disk_errors(folder), atomic_folder(folder) as part:
             record = _build(bundle, (tool, probed), options, profiles, in_place, part, progress)
             (part / RECORD_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    except BaseException:
+            _check_same(bundle)
+    except BaseException as error:
         if fresh:
             with suppress(OSError):  # it was never made, or someone else has put an engine there
                 folder.parent.rmdir()
+        if isinstance(error, BuildError):
+            _check_same(bundle)  # what failed may have failed for this
         raise
     return EngineFile(folder, record)
 
@@ -126,6 +129,28 @@ def _asked(tool: Tool, options: EngineOptions, progress: Progress) -> tuple[Tool
     if problems:
         raise BuildError(f"{tool.module} {answer.version} cannot build for what was asked", problems)
     return tool, answer
+
+
+def _check_same(bundle: Bundle) -> None:
+    """See that a bundle was not replaced while its engine was built.
+
+    Raises:
+        BuildError: it was.
+    """
+    try:
+        same = Bundle.open(bundle.root).manifest == bundle.manifest
+    except BundleError:
+        same = False
+    if not same:
+        problem = Problem(
+            Code.WRONG_BASE,
+            str(bundle.root),
+            got="another bundle than when the build began",
+            expected="the same from beginning to end",
+            cause="it was lowered again, or removed, meanwhile",
+            mend="build the engine again",
+        )
+        raise BuildError("no engine was built", problem)
 
 
 def _build(
