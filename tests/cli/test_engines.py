@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -142,6 +143,25 @@ class TestRefused:
         found = run_json("build", engine_copy, *ENGINE, *words, code=1)
         assert [problem["code"] for problem in found["problems"]] == [code] * culprits
         EngineFile.open(Bundle.open(engine_copy), RTX).check_plan()
+
+    def test_what_became_of_the_engine_before_is_said(self, engine_copy: Path) -> None:
+        words = ["--max-rank", "4", *ENGINE, "--profile", "seq=9999"]
+        found = run_json("build", engine_copy, *words, code=1)
+        assert "its engine is not, and engines/tensorrt-rtx is gone: " in found["headline"]
+        assert engine_targets(engine_copy) == ()
+
+    def test_the_tolerance_is_for_the_engine_too(
+        self, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[float] = []
+
+        def check_model(*arguments: object) -> dict[str, float]:
+            asked.append(cast("float", arguments[4]))
+            return {}
+
+        monkeypatch.setattr("adexport.tensorrt.builder.check_model", check_model)
+        run_json("build", bundle_copy, "--tolerance", "0.5", *ENGINE, "--profile", SMALL)
+        assert asked == [0.5]
 
     def test_a_bundle_stands_without_its_engine(self, tiny_bert: Path, tmp_path: Path) -> None:
         target = tmp_path / "m.bundle"

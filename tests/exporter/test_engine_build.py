@@ -239,6 +239,7 @@ class TestRefused:
             build_engine(Bundle.open(bundle_copy))
         assert caught.value.codes == {Code.PARITY}
         assert not (bundle_copy / "engines").exists()
+        build_engine(Bundle.open(bundle_copy), EngineOptions(profiles=("seq=8",)), tolerance=10)
 
 
 class TestFaults:

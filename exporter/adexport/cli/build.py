@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from adexport_runtime.bundle import MANIFEST_FILE, Bundle
+from adexport_runtime.bundle import MANIFEST_FILE
+from adexport_runtime.engine_file import ENGINES_FOLDER
 from adexport_runtime.errors import AdexportError
 from adexport_runtime.manifest import Task
 from adexport_runtime.slots import Activation
@@ -165,23 +166,25 @@ def build(
                 progress=progress,
             )
         if engine is not None and result is not None:
-            added = _engine_of(result.bundle, engine, progress)
+            added = _engine_of(result, engine, options.tolerance, progress)
     if as_json:
         print_json(summary(result, added))
     else:
         show(result, added)
 
 
-def _engine_of(bundle: Bundle, options: EngineOptions, progress: Progress) -> EngineFile:
+def _engine_of(
+    result: BuildResult, options: EngineOptions, tolerance: float, progress: Progress
+) -> EngineFile:
     """The engine of a bundle that was just built; without one, the bundle stands all the same."""
     from ..tensorrt.builder import build_engine
 
     try:
-        return build_engine(bundle, options, progress=progress)
+        return build_engine(result.bundle, options, tolerance=tolerance, progress=progress)
     except AdexportError as error:
-        raise type(error)(
-            f"{bundle.root} is built, its engine is not: {error.headline}", error.problems
-        ) from error
+        gone = "".join(f", and {ENGINES_FOLDER}/{target} is gone" for target in result.engines_left)
+        headline = f"{result.bundle.root} is built, its engine is not{gone}: {error.headline}"
+        raise type(error)(headline, error.problems) from error
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -26,7 +26,7 @@ from adexport_runtime.profiles import Profile, Range, parse_profiles
 
 from ..check import check_model
 from ..lower import TENSORRT, lower
-from ..options import BuildOptions, EngineOptions
+from ..options import TOLERANCE, BuildOptions, EngineOptions
 from ..parts import carry_adapters, carry_bundle, check_adapters, check_target
 from ..progress import Progress, silent
 from ..reference import load_reference
@@ -85,17 +85,20 @@ def build_engine(
     bundle: Bundle,
     options: EngineOptions | None = None,
     *,
+    tolerance: float = TOLERANCE["fp32"],
     progress: Progress = silent,
 ) -> EngineFile:
     """Build an engine from the trace of a bundle, into the bundle; one of the same target is replaced.
 
-    The engine has the slots, the precision and the quantization that the bundle has.
+    The engine has the slots, the precision and the quantization that the bundle has. ``tolerance`` is the
+    largest difference of its graph from torch, as in :class:`~adexport.options.BuildOptions`.
 
     Raises:
         DependencyError: the builder is not installed, or the GPU that it needs is not there.
         RequestError: a profile is none of this bundle.
         BuildError: the builder refused the graph, a profile or a compute capability, or crashed; the
-            bundle was replaced meanwhile; the disk is full or read-only; or something else than an engine stands in its place.
+            bundle was replaced meanwhile; the disk is full or read-only; or something else than an engine
+            stands in its place.
     """
     options = options or EngineOptions()
     manifest = bundle.manifest
@@ -109,7 +112,7 @@ def build_engine(
     fresh = not folder.parent.exists()
     try:
         with disk_errors(folder), atomic_folder(folder) as part:
-            record = _build(bundle, (tool, probed), options, profiles, in_place, part, progress)
+            record = _build(bundle, (tool, probed), options, profiles, in_place, part, tolerance, progress)
             (part / RECORD_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
             _check_same(bundle)
     except BaseException as error:
@@ -160,6 +163,7 @@ def _build(
     profiles: tuple[Profile, ...],
     in_place: int | None,
     part: Path,
+    tolerance: float,
     progress: Progress,
 ) -> EngineRecord:
     """Write the plan into ``part``."""
@@ -174,7 +178,7 @@ def _build(
     scratch.mkdir()
     job = Job(
         module=tool.module,
-        graph=str(_lower(bundle, in_place, scratch, progress)),
+        graph=str(_lower(bundle, in_place, scratch, tolerance, progress)),
         plan=str(part / PLAN_FILE),
         inputs=_with_room(inputs, in_place),
         outputs=_with_room(outputs, in_place),
@@ -205,7 +209,9 @@ def _build(
     )
 
 
-def _lower(bundle: Bundle, in_place: int | None, folder: Path, progress: Progress) -> Path:
+def _lower(
+    bundle: Bundle, in_place: int | None, folder: Path, tolerance: float, progress: Progress
+) -> Path:
     """The ONNX file for TensorRT, with its weights beside it, checked against what torch computed."""
     manifest = bundle.manifest
     progress("lower it for TensorRT")
@@ -219,7 +225,7 @@ def _lower(bundle: Bundle, in_place: int | None, folder: Path, progress: Progres
     ir.save(lower(trace, lowering, TENSORRT).graph, path, external_data="model.bin", alignment=64)
     progress("check the graph: ONNX Runtime on the CPU, parity with torch")
     cases = load_reference(bundle.root / REFERENCE_FILE)
-    check_model(path, trace, lowering, cases, BuildOptions().tolerance, manifest.generation, TENSORRT)
+    check_model(path, trace, lowering, cases, tolerance, manifest.generation, TENSORRT)
     return path
 
 
