@@ -59,7 +59,7 @@ def generating(manifest: Manifest, positions: int = 4000) -> Manifest:
 
 
 class TestRange:
-    @pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 3), (1, 4, 3), (-1, 1, 1)])
+    @pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 3), (1, 4, 3), (-1, 1, 1), (1, 1, 2**31)])
     def test_is_ordered_and_positive(self, sizes: tuple[int, int, int]) -> None:
         low, usual, high = sizes
         with pytest.raises(ValidationError):
@@ -127,6 +127,13 @@ class TestParse:
             "seq=1:2",
             "seq=1:2:41",
         ]
+
+    @pytest.mark.parametrize("number", [str(2**31), "9" * 5000, "0" * 5000, "\u0662"])
+    def test_a_number_that_is_no_size(self, manifest: Manifest, number: str) -> None:
+        assert parse_profiles([f"batch={2**31 - 1}"], manifest)
+        with pytest.raises(RequestError, match="1 to 2147483647") as caught:
+            parse_profiles([f"batch=1:1:{number}"], manifest)
+        assert len(str(caught.value)) < 400
 
     def test_of_a_decoder(self, manifest: Manifest) -> None:
         decoder = generating(manifest)

@@ -21,10 +21,11 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str | None) 
     """A number of bytes, as ``2GB``, ``1.5GiB`` or ``4096``."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
-    if found is None or found[2] not in _UNITS or float(found[1]) * _UNITS[found[2]] < 1:
-        raise click.BadParameter(f"{text!r} is no size; e.g. 2GB, 512MB, 1.5GiB")
-    return int(float(found[1]) * _UNITS[found[2]])
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([KMG]?I?B?)", text.strip().upper())
+    size = 0 if found is None else int(float(found[1]) * _UNITS.get(found[2], 0))
+    if not 1 <= size < 2**63:
+        raise click.BadParameter(f"{text[:40]!r} is no size; e.g. 2GB, 512MB, 1.5GiB")
+    return size
 
 
 def engine_options(command: C) -> Any:
@@ -103,7 +104,7 @@ def engine_options(command: C) -> Any:
 def _capabilities(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Names as ``sm86``, each once."""
     names = [name.strip().lower() for text in texts for name in text.split(",")]
-    wrong = [name for name in names if not re.fullmatch(r"sm[1-9]\d+", name)]
+    wrong = [name for name in names if not re.fullmatch(r"sm[1-9][0-9]+", name)]
     if wrong:
         raise click.BadParameter(
             f"{', '.join(repr(name) for name in wrong)}: names are as sm86",

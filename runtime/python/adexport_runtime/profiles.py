@@ -7,6 +7,7 @@ of KV caches and ``wanted``, the places whose logits are asked for. A profile ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, NamedTuple
 
@@ -15,9 +16,11 @@ from pydantic import Field, model_validator
 from .errors import Code, Problem, RequestError
 from .graph_io import BATCH, IDS, Tensor, engine_inputs, kind_of
 from .manifest import Manifest
-from .schema import Positive, Schema
+from .schema import Schema
 
 _SEPARATOR = ","
+#: the largest size that TensorRT takes
+_LARGEST = 2**31 - 1
 
 #: what a kind of size is, unless said otherwise: smallest, usual and largest
 _USUAL: dict[str, tuple[int, int, int]] = {
@@ -32,6 +35,9 @@ _USUAL: dict[str, tuple[int, int, int]] = {
 }
 
 
+Size = Annotated[int, Field(gt=0, le=_LARGEST)]
+
+
 class Shapes(NamedTuple):
     """The smallest, the usual and the largest shape of an input."""
 
@@ -43,9 +49,9 @@ class Shapes(NamedTuple):
 class Range(Schema):
     """The smallest, the usual and the largest value of a size."""
 
-    min: Positive
-    opt: Positive
-    max: Positive
+    min: Size
+    opt: Size
+    max: Size
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -148,7 +154,7 @@ def parse_profiles(texts: Iterable[str], manifest: Manifest) -> tuple[Profile, .
                 problems.append(_problem(part, "the size a second time", "each size once"))
             elif found is None:
                 problems.append(
-                    _problem(part, numbers or "no numbers", "min:opt:max, min >= 1 and ordered")
+                    _problem(part, numbers[:40] or "no numbers", f"min:opt:max, ordered, 1 to {_LARGEST}")
                 )
             else:
                 sizes[kind] = found
@@ -207,16 +213,16 @@ def _completed(sizes: Mapping[str, Range], defaults: tuple[Profile, ...]) -> dic
 def _range(text: str) -> Range | None:
     """``1:8:32``, or one number for all three."""
     parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+    if len(parts) not in (1, 3) or not all(re.fullmatch(r"[0-9]{1,10}", part) for part in parts):
         return None
     low, usual, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
-    return Range(min=low, opt=usual, max=high) if 1 <= low <= usual <= high else None
+    return Range(min=low, opt=usual, max=high) if 1 <= low <= usual <= high <= _LARGEST else None
 
 
 def _problem(subject: str, got: str, expected: str) -> Problem:
     return Problem(
         Code.BAD_INPUT,
-        subject.strip() or "(empty)",
+        subject.strip()[:60] or "(empty)",
         got=got,
         expected=expected,
         mend="e.g. --profile batch=1:8:32,seq=1:128:512",
