@@ -106,6 +106,35 @@ class TestOpen:
         assert subjects[:2] == ["fingerprint", "target"]
         assert subjects[2].endswith("model.plan")
 
+    @pytest.mark.parametrize(
+        ("changes", "subject"),
+        [
+            ({"inputs": []}, "inputs"),
+            ({"outputs": [{"name": "logits", "dtype": "fp32", "shape": ["batch"]}]}, "outputs"),
+            ({"caches": "copied"}, "caches"),
+            ({"profiles": [{"sizes": {"rank": None}}]}, "profiles.0: rank"),
+            (
+                {"profiles": [{"sizes": {"rank": {"min": 1, "opt": 1, "max": 99}}}]},
+                "profiles.0: rank=1:1:99",
+            ),
+            (
+                {"profiles": [{"sizes": {"depth": {"min": 1, "opt": 1, "max": 9}}}]},
+                "profiles.0: depth=1:1:9",
+            ),
+        ],
+    )
+    def test_a_record_that_contradicts_the_bundle(
+        self, bundle: Bundle, changes: dict[str, Any], subject: str
+    ) -> None:
+        """A run would fail deep inside, or take sizes that the engine does not."""
+        for profile in changes.get("profiles", ()):
+            whole = default_profiles(bundle.manifest)[0].model_dump()["sizes"] | profile["sizes"]
+            profile["sizes"] = {kind: size for kind, size in whole.items() if size is not None}
+        change(bundle, **changes)
+        error = refused(bundle)
+        assert [problem.subject for problem in error.problems] == [subject]
+        assert error.codes == {Code.BAD_MANIFEST}
+
     def test_a_plan_that_is_gone(self, bundle: Bundle) -> None:
         (engine_folder(bundle.root, RTX) / "model.plan").unlink()
         assert refused(bundle).problems[0].got == "no file"
@@ -130,6 +159,10 @@ class TestRecord:
             ({"profiles": []}, Code.BAD_MANIFEST, "profiles"),
             ({"target": "openvino"}, Code.BAD_MANIFEST, "target"),
             ({"tf32": 0}, Code.BAD_MANIFEST, "tf32"),
+            ({"seconds": float("nan")}, Code.BAD_MANIFEST, "seconds"),
+            ({"seconds": float("inf")}, Code.BAD_MANIFEST, "seconds"),
+            ({"seconds": -1.0}, Code.BAD_MANIFEST, "seconds"),
+            ({"peak_bytes": 10**400}, Code.BAD_MANIFEST, "peak_bytes"),
             ({"caches": "paged"}, Code.BAD_MANIFEST, "caches"),
             (
                 {"plan": {"path": "../model.plan", "bytes": 1, "sha256": "0" * 64}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -12,9 +12,9 @@ from pydantic import Field, ValidationError
 from .bundle import MANIFEST_FILE, Bundle, file_hash
 from .errors import BundleError, Code, Problem
 from .files import DuplicateKeyError, load_json
-from .graph_io import Tensor
-from .manifest import File, Sha256
-from .profiles import Profile
+from .graph_io import Tensor, engine_inputs, graph_outputs
+from .manifest import File, Manifest, Sha256
+from .profiles import Profile, profile_problems
 from .schema import Positive, Schema
 
 ENGINES_FOLDER: Final = "engines"
@@ -50,8 +50,8 @@ class EngineRecord(Schema):
     caches: CacheForm | None
     tf32: bool
     layers: Positive
-    seconds: float
-    peak_bytes: int
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    peak_bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,28 @@ def read_record(folder: Path) -> EngineRecord:
         raise BundleError(headline, problem) from None
 
 
+def _contradictions(record: EngineRecord, manifest: Manifest) -> list[Problem]:
+    """What no builder writes of an engine of this bundle."""
+    pairs = {
+        "inputs": (record.inputs, engine_inputs(manifest)),
+        "outputs": (record.outputs, graph_outputs(manifest)),
+        "caches": (record.caches is not None, manifest.generation is not None),
+    }
+    problems = [
+        Problem(Code.BAD_MANIFEST, key, got="others than the bundle has", expected="its own", mend=_MEND)
+        for key, (found, expected) in pairs.items()
+        if found != expected
+    ]
+    for index, profile in enumerate(record.profiles):
+        problems += [
+            replace(
+                problem, code=Code.BAD_MANIFEST, subject=f"profiles.{index}: {problem.subject}", mend=_MEND
+            )
+            for problem in profile_problems(profile, manifest)
+        ]
+    return problems
+
+
 def misfits(bundle: Bundle, record: EngineRecord, folder: Path) -> list[Problem]:
     """Why an engine is none of a bundle: its record, and the size of its plan."""
     problems = []
@@ -187,6 +209,8 @@ def misfits(bundle: Bundle, record: EngineRecord, folder: Path) -> list[Problem]
                 mend=_MEND,
             )
         )
+    else:
+        problems += _contradictions(record, bundle.manifest)
     if record.target != folder.name:
         problems.append(
             Problem(Code.BAD_MANIFEST, "target", got=record.target, expected=folder.name, mend=_MEND)

@@ -189,6 +189,11 @@ def profile_problems(profile: Profile, manifest: Manifest) -> list[Problem]:
         for kind in kinds_of_sizes(manifest)
         if kind not in profile.sizes
     ]
+    problems += [
+        _problem(f"{kind}={size}", f"{kind} as a size", f"one of {', '.join(kinds_of_sizes(manifest))}")
+        for kind, size in profile.sizes.items()
+        if kind not in kinds_of_sizes(manifest)
+    ]
     sizes = profile.sizes
     if "room" in sizes and "seq" in sizes and sizes["room"].max < sizes["seq"].max:
         problems.append(
