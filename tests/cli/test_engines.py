@@ -235,7 +235,9 @@ class TestInspect:
         assert "lowered again" in run("inspect", engine_copy).stdout
         found = run_json("inspect", engine_copy / "engines" / RTX)
         assert [problem["subject"] for problem in found["problems"]] == ["bundle"]
-        assert run_json("inspect", kept / RTX)["in_bundle"] is False
+        for path in (engine_copy, engine_copy / "engines" / RTX):
+            assert run_json("inspect", path, "--check", code=1)["problems"][0]["code"] == "wrong-base"
+        assert run_json("inspect", kept / RTX, "--check")["in_bundle"] is False
 
     def test_a_changed_plan(self, engine_copy: Path) -> None:
         plan = engine_copy / "engines" / RTX / "model.plan"
@@ -246,8 +248,16 @@ class TestInspect:
         for path in (plan.parent, engine_copy):
             assert run_json("inspect", path, "--check", code=1)["problems"][0]["code"] == "damaged"
 
+    def test_a_cut_plan(self, engine_copy: Path) -> None:
+        plan = engine_copy / "engines" / RTX / "model.plan"
+        plan.write_bytes(plan.read_bytes()[:-1])
+        assert run_json("inspect", engine_copy)["engines"][RTX]["problems"][0]["code"] == "damaged"
+        for path in (plan.parent, engine_copy):
+            assert run_json("inspect", path, "--check", code=1)["problems"][0]["code"] == "damaged"
+
     def test_a_damaged_record(self, engine_copy: Path) -> None:
         (engine_copy / "engines" / RTX / "engine.json").write_text("{}")
+        assert run_json("inspect", engine_copy, "--check", code=1)["problems"][0]["code"] == "version"
         assert (
             run_json("inspect", engine_copy / "engines" / RTX, code=1)["problems"][0]["code"] == "version"
         )

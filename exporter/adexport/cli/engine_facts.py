@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,15 @@ def inspect_engine(folder: Path, check: bool) -> dict[str, Any]:
     """An engine on disk, and whether it is one of the bundle that it lies in.
 
     Raises:
-        BundleError: its record is damaged, or ``check`` finds another plan than was built.
+        BundleError: its record is damaged; or ``check`` finds that it is none of the bundle, or another
+            plan than was built.
     """
     file = EngineFile(folder, read_record(folder))
-    if check:
-        file.check_plan()
     root = folder.resolve().parent.parent
     problems = misfits(Bundle.open(root), file.record, folder.resolve()) if _lies_in(root) else []
+    if check:
+        _refuse(folder, problems)
+        file.check_plan()
     return {
         "kind": "engine",
         **engine_facts(file),
@@ -67,7 +69,7 @@ def bundle_engines(bundle: Bundle, check: bool) -> dict[str, dict[str, Any]]:
     """The engines of a bundle by target: briefly what they are, or why they are none of it.
 
     Raises:
-        BundleError: ``check`` finds another plan than was built.
+        BundleError: ``check`` finds one that is none of the bundle, or another plan than was built.
     """
     found = {}
     for target in engine_targets(bundle.root):
@@ -76,14 +78,20 @@ def bundle_engines(bundle: Bundle, check: bool) -> dict[str, dict[str, Any]]:
         try:
             record = read_record(folder)
             facts = _brief(record)
-            problems: Iterable[Problem] = misfits(bundle, record, folder)
+            problems: Sequence[Problem] = misfits(bundle, record, folder)
         except BundleError as error:
             problems = error.problems
-        facts["problems"] = [problem_facts(problem) for problem in problems]
-        if check and not facts["problems"]:
+        if check:
+            _refuse(folder, problems)
             EngineFile(folder, record).check_plan()
+        facts["problems"] = [problem_facts(problem) for problem in problems]
         found[target] = facts
     return found
+
+
+def _refuse(folder: Path, problems: Sequence[Problem]) -> None:
+    if problems:
+        raise BundleError(f"{folder} is refused as an engine", problems)
 
 
 def engine_line(facts: Mapping[str, Any]) -> str:

@@ -38,7 +38,9 @@ _BELOW = ("sites", "site_kinds", "widths", "files", "problems", "adapters", "eng
 @click.command(epilog="Example: adexport inspect minilm.bundle --check")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "--check", is_flag=True, help="Of a bundle or an engine: read every file and compare its hash."
+    "--check",
+    is_flag=True,
+    help="Of a bundle or an engine: read every file and compare its hash; refuse engines that do not fit.",
 )
 @json_option
 @refusals()
