@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from adexport.build import build_model
 from adexport.check import check_model
 from adexport.lower import TENSORRT, LowerOptions, lora_at, lower, slot_candidates
 from adexport.options import BuildOptions
@@ -217,13 +219,13 @@ def weight_only(bits: Any, **changes: Any) -> Quantization:
 
 class TestQuantization:
     @staticmethod
-    def logits(graph: ir.Model, folder: Path, feeds: Mapping[str, Array]) -> Array:
+    def run(graph: ir.Model, folder: Path, feeds: Mapping[str, Array], output: str = "logits") -> Array:
         path = folder / "graph.onnx"
         ir.save(graph, path, external_data="graph.bin")
         options = ort.SessionOptions()  # else products behind DequantizeLinear would take int8 activations
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return np.asarray(session.run(["logits"], dict(feeds))[0])
+        return np.asarray(session.run([output], dict(feeds))[0])
 
     @pytest.mark.parametrize("embeddings", [False, True])
     @pytest.mark.parametrize("bits", [8, 4])
@@ -253,9 +255,9 @@ class TestQuantization:
         assert ops(graph)["DequantizeLinear"] == 2 * 7 + 1 + embeddings
         stored = [v for name, v in graph.graph.initializers.items() if name.endswith(f".int{bits}")]
         assert {value.dtype for value in stored} == {integers}
-        mine = self.logits(graph, tmp_path, feeds)
-        theirs = self.logits(lower(trace, options).graph, tmp_path, feeds)
-        exact = self.logits(lower(trace, replace(options, quantization=None)).graph, tmp_path, feeds)
+        mine = self.run(graph, tmp_path, feeds)
+        theirs = self.run(lower(trace, options).graph, tmp_path, feeds)
+        exact = self.run(lower(trace, replace(options, quantization=None)).graph, tmp_path, feeds)
         largest = np.abs(theirs).max()
         errors = [float(np.abs(other - exact).max()) for other in (mine, theirs)]
         if bits == 4:
@@ -267,6 +269,27 @@ class TestQuantization:
             scales = graph.graph.initializers[f"{name.removesuffix(f'.int{bits}')}.scales"].const_value
             assert scales is not None
             assert (scales.numpy() > 0).all() or bits == 4
+
+    @pytest.mark.parametrize("bits", [8, 4])
+    def test_of_an_older_opset(self, bits: int, tiny_bert: Path, tmp_path: Path) -> None:
+        bundle = build_model(str(tiny_bert), tmp_path / "b", opset=20).bundle
+        trace = ir.load(bundle.root / TRACE_FILE)
+        assert trace.opset_imports[""] == 20
+        options = LowerOptions(lora_at(slot_candidates(trace)), quantization=weight_only(bits))
+        graph = lower(trace, options, TENSORRT).graph
+        ir.save(graph, tmp_path / "graph.onnx", external_data="graph.bin")
+        onnx.checker.check_model(str(tmp_path / "graph.onnx"), full_check=True)
+        exact = lower(trace, replace(options, quantization=None), TENSORRT).graph
+        assert exact.opset_imports[""] == 20
+        feeds = {"input_ids": np.array([[5, 6, 7, 8]]), "attention_mask": np.ones((1, 4), np.int64)}
+        feeds["token_type_ids"] = np.zeros((1, 4), np.int64)
+        feeds["adapter_ids"] = np.zeros(1, np.int64)
+        for name, value in ((str(v.name), v) for v in graph.graph.inputs):
+            if name not in feeds:
+                shape = [size if isinstance(size, int) else 1 for size in value.shape or ()]
+                feeds[name] = np.zeros(shape, np.float32)
+        mine, theirs = (self.run(made, tmp_path, feeds, "last_hidden_state") for made in (graph, exact))
+        assert 0 < np.abs(mine - theirs).max() < (0.05 if bits == 8 else 0.5)
 
     def test_a_scale_for_each_token_is_refused(self, tiny_bundle: Path) -> None:
         trace = ir.load(tiny_bundle / TRACE_FILE)

@@ -20,6 +20,8 @@ from adexport_runtime.tensors import Array
 from .graph import Emitter, constant
 from .quantization import Frozen, embedding_lookups, frozen_matrix, pack
 
+#: what brings scales for blocks, and integers of 4 bits
+_SINCE_OPSET = 21
 _TYPES = {8: np.dtype(np.int8), 4: np.dtype(ml_dtypes.int4)}
 
 
@@ -62,6 +64,8 @@ def lower_qdq(model: ir.Model, quantization: Quantization | None, frozen: Frozen
             values = table.const_value.numpy().T
             rows = _dequantized(graph, node, f"{table.name}.rows", values, quantization)
             node.replace_input_with(0, Emitter(graph, node)("Transpose", rows, perm=[1, 0]))
+    # between opset 20 and this, the ops of a trace gained types, nothing else
+    model.opset_imports[""] = max(model.opset_imports[""], _SINCE_OPSET)
 
 
 def _dequantized(
