@@ -96,9 +96,19 @@ class TestBuild:
         assert refused["problems"][0]["code"] == "exists"
         run_json("build", engine_copy, "-o", target, *ENGINE, "--profile", SMALL, "--force")
 
+    def test_a_copy_that_takes_the_place_of_other_engines_says_so(
+        self, engine_copy: Path, tiny_bundle: Path
+    ) -> None:
+        shutil.copytree(engine_folder(engine_copy, RTX), engine_folder(engine_copy, "tensorrt"))
+        words = ["-o", engine_copy, "--force", *ENGINE, "--profile", SMALL]
+        (note,) = run_json("build", tiny_bundle, *words)["notes"]
+        assert note.startswith("engines/tensorrt was built")
+        assert engine_targets(engine_copy) == (RTX,)
+        assert "note" not in run("build", tiny_bundle, *words).stdout
+
     def test_another_graph_leaves_engines_behind_and_says_so(self, engine_copy: Path) -> None:
         found = run_json("build", engine_copy, "--dtype", "fp16")
-        assert "engines/tensorrt-rtx was built from the graph before" in found["notes"][0]
+        assert "engines/tensorrt-rtx was built from the bundle before" in found["notes"][0]
         assert engine_targets(engine_copy) == ()
 
     def test_another_graph_with_its_engine(self, engine_copy: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast, get_args
 import click
 
 from adexport_runtime.bundle import MANIFEST_FILE
-from adexport_runtime.engine_file import ENGINES_FOLDER
+from adexport_runtime.engine_file import ENGINES_FOLDER, engine_targets
 from adexport_runtime.errors import AdexportError
 from adexport_runtime.manifest import Task
 from adexport_runtime.slots import Activation
@@ -145,6 +145,7 @@ def build(
 
     result: BuildResult | None = None
     added: EngineFile | None = None
+    engines = () if output is None else engine_targets(output)
     with steps() as progress:
         if engine is not None:
             check_tool(engine)
@@ -168,9 +169,9 @@ def build(
         if engine is not None and result is not None:
             added = _engine_of(result, engine, options.tolerance, progress)
     if as_json:
-        print_json(summary(result, added))
+        print_json(summary(result, added, engines))
     else:
-        show(result, added)
+        show(result, added, engines)
 
 
 def _engine_of(

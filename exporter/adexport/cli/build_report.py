@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from adexport_runtime.engine_file import EngineFile
+from adexport_runtime.engine_file import EngineFile, engine_targets
 from adexport_runtime.manifest import Manifest
 
 from .console import out, size
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from ..build import BuildResult
 
 
-def summary(result: BuildResult | None, engine: EngineFile | None) -> dict[str, Any]:
-    """A bundle that was built, the engine that it got, or both."""
+def summary(
+    result: BuildResult | None, engine: EngineFile | None, before: Collection[str] = ()
+) -> dict[str, Any]:
+    """A bundle that was built, the engine that it got, or both; ``before``: engines that stood there."""
     facts = None if engine is None else engine_facts(engine)
     if result is None:
         assert engine is not None
-        return {"bundle": str(engine.folder.parent.parent), "engine": facts, "notes": []}
+        return {"bundle": str(engine.folder.parent.parent), "engine": facts, "notes": _gone(engine, before)}
     manifest = result.bundle.manifest
     return {
         "bundle": str(result.bundle.root),
@@ -36,16 +39,22 @@ def summary(result: BuildResult | None, engine: EngineFile | None) -> dict[str, 
     }
 
 
-def show(result: BuildResult | None, engine: EngineFile | None) -> None:
-    """A bundle that was built, the engine that it got, or both."""
+def show(result: BuildResult | None, engine: EngineFile | None, before: Collection[str] = ()) -> None:
+    """A bundle that was built, the engine that it got, or both; ``before``: engines that stood there."""
     if result is not None:
         _show_bundle(result)
     elif engine is not None:
         out.print(f"{engine.folder}:")
     for line in () if engine is None else engine_lines(engine_facts(engine)):
         out.print(f"  {line}")
-    for note in () if result is None else _notes(result, engine):
+    for note in _gone(engine, before) if result is None else _notes(result, engine):
         out.print(f"  note       {note}")
+
+
+def _gone(engine: EngineFile | None, before: Collection[str]) -> list[str]:
+    """Notes on engines of a bundle whose place a copy with an engine has taken."""
+    there = () if engine is None else engine_targets(engine.folder.parent.parent)
+    return left_notes(set(before).difference(there))
 
 
 def _notes(result: BuildResult, engine: EngineFile | None) -> list[str]:

@@ -121,9 +121,9 @@ def gpus(facts: Mapping[str, Any]) -> str:
 def left_notes(targets: Iterable[str]) -> list[str]:
     """Notes on engines that a new graph has left behind."""
     return [
-        f"{ENGINES_FOLDER}/{target} was built from the graph before, and is gone: build it again "
+        f"{ENGINES_FOLDER}/{target} was built from the bundle before, and is gone: build it again "
         "(adexport build BUNDLE --target tensorrt)"
-        for target in targets
+        for target in sorted(targets)
     ]
 
 
