@@ -56,7 +56,7 @@ def disk_errors(where: Path) -> Iterator[None]:
     except OSError as error:
         problem = Problem(
             Code.EXPORT_FAILED,
-            str(error.filename or where),
+            str(error.filename2 or error.filename or where),
             got=error.strerror or str(error),
             expected="a file that can be written",
             mend=_MENDS.get(error.errno or 0, ""),
