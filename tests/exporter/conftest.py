@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from adexport.build import build_model
 from adexport.options import BuildOptions
+from adexport.tensorrt.builder import build_engine
+from adexport_runtime import Bundle
 
 from .families import Built, build_family
 from .generators import GENERATORS, Tenants, make_tenants
@@ -44,3 +47,12 @@ def generator_of(tmp_path_factory: pytest.TempPathFactory) -> GeneratorOf:
         return known[name]
 
     return generator
+
+
+@pytest.fixture(scope="session")
+def with_engine(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with an engine. Shared, not to be changed."""
+    target = tmp_path_factory.mktemp("engines") / "tiny.bundle"
+    shutil.copytree(tiny_bundle, target)
+    build_engine(Bundle.open(target))
+    return target
