@@ -106,11 +106,12 @@ def check_quality(
     texts: Sequence[tuple[str, Case]] | None,
     floor: float,
     generation: Generation | None = None,
+    target: str = ONNXRUNTIME,
 ) -> Quality:
-    """Compare a quantized ``model.onnx`` with the float32 graph, with and without reference adapters.
+    """Compare a quantized graph with the float32 one, with and without reference adapters.
 
     ``texts`` are batches of real texts, each with the case whose adapters it takes; without any, the
-    reference's own batches are run.
+    reference's own batches are run. ``target`` is what ``model`` was lowered for.
 
     Raises:
         BuildError: the mean cosine, with adapters of a kind or without, is under the floor.
@@ -119,11 +120,18 @@ def check_quality(
     together = Comparison()
     kinds: dict[str, Comparison] = {}
     with tempfile.TemporaryDirectory(prefix=".check.", dir=model.parent) as scratch:
-        lowered = lower(trace, replace(options, quantization=None))
+        plain = replace(options, quantization=None)
+        lowered = lower(trace, plain)
         path = _written(lowered.graph, Path(scratch) / "float.onnx")
         exact = _Runner(path, lowered.slots, generation=generation)
-        integers = options.quantization.method == "dynamic"
-        mine = _Runner(model, lowered.slots, generation=generation, integers=integers)
+        mine = _Runner(
+            model,
+            lower(trace, plain, target).slots,
+            generation=generation,
+            integers=options.quantization.method == "dynamic",
+            even=target != ONNXRUNTIME,
+            room=options.in_place,
+        )
         for name, case in texts if texts is not None else cases.items():
             got, expected = mine.run(name, case), exact.run(name, case)
             kind = "without adapters" if name == "base" else f"with reference adapters ({name})"

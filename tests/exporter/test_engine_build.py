@@ -193,4 +193,5 @@ class TestRefused:
             build_engine(Bundle.open(bundle_copy))
         assert caught.value.codes == {Code.PARITY}
         assert not (bundle_copy / "engines").exists()
-        build_engine(Bundle.open(bundle_copy), EngineOptions(profiles=("seq=8",)), tolerance=10)
+        asked = BuildOptions(tolerance=10)
+        build_engine(Bundle.open(bundle_copy), EngineOptions(profiles=("seq=8",)), asked=asked)

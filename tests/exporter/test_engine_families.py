@@ -14,7 +14,7 @@ import pytest
 from adexport.build import build_model, lower_again
 from adexport.options import BuildOptions, EngineOptions
 from adexport.tensorrt.builder import build_engine
-from adexport_runtime import Bundle
+from adexport_runtime import BuildError, Bundle
 from adexport_runtime.engine_file import EngineFile
 from adexport_runtime.graph_io import Tensor, engine_inputs, graph_outputs
 
@@ -105,13 +105,15 @@ def test_half_precision_with_caches(
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("also", [(), ("lm_head",), ("embeddings", "lm_head")])
 def test_quantized(bits: int, also: tuple[str, ...], generator_of: GeneratorOf, tmp_path: Path) -> None:
-    """The plan holds integers: it is smaller than that of the float base by most of the weights."""
+    """An engine's own integers are held to the float base."""
     source = generator_of("Llama, wide")[1].result.bundle
     options = BuildOptions(quantize=f"int{bits}", quantize_also=also, min_cosine=0.0)
     bundle = lower_again(source.root, tmp_path / "quantized.bundle", options=options).bundle
-    record = engine_of(bundle, tmp_path / "bundle").record
+    record = build_engine(bundle, asked=BuildOptions(min_cosine=0.5)).record
     assert record.inputs == engine_inputs(bundle.manifest)
     assert record.outputs == graph_outputs(bundle.manifest)
+    with pytest.raises(BuildError, match="mean cosine"):
+        build_engine(bundle, asked=BuildOptions(min_cosine=1.0))
 
 
 class TestMiniLm:

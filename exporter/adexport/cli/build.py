@@ -167,7 +167,7 @@ def build(
                 progress=progress,
             )
         if engine is not None and result is not None:
-            added = _engine_of(result, engine, options.tolerance, progress)
+            added = _engine_of(result, engine, options, progress)
     if as_json:
         print_json(summary(result, added, engines))
     else:
@@ -175,13 +175,13 @@ def build(
 
 
 def _engine_of(
-    result: BuildResult, options: EngineOptions, tolerance: float, progress: Progress
+    result: BuildResult, options: EngineOptions, asked: BuildOptions, progress: Progress
 ) -> EngineFile:
     """The engine of a bundle that was just built; without one, the bundle stands all the same."""
     from ..tensorrt.builder import build_engine
 
     try:
-        return build_engine(result.bundle, options, tolerance=tolerance, progress=progress)
+        return build_engine(result.bundle, options, asked=asked, progress=progress)
     except AdexportError as error:
         gone = "".join(f", and {ENGINES_FOLDER}/{target} is gone" for target in result.engines_left)
         headline = f"{result.bundle.root} is built, its engine is not{gone}: {error.headline}"

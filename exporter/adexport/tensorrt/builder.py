@@ -24,11 +24,12 @@ from adexport_runtime.graph_io import Tensor, engine_inputs, graph_outputs
 from adexport_runtime.manifest import Manifest
 from adexport_runtime.profiles import Profile, Range, parse_profiles
 
-from ..check import check_model
+from ..check import check_model, check_quality
 from ..lower import TENSORRT, lower
-from ..options import TOLERANCE, BuildOptions, EngineOptions
+from ..options import BuildOptions, EngineOptions
 from ..parts import carry_adapters, carry_bundle, check_adapters, check_target
 from ..progress import Progress, silent
+from ..quality import floor_of, text_cases
 from ..reference import load_reference
 from ..slots.again import plan_again
 from .child import order
@@ -85,13 +86,13 @@ def build_engine(
     bundle: Bundle,
     options: EngineOptions | None = None,
     *,
-    tolerance: float = TOLERANCE["fp32"],
+    asked: BuildOptions | None = None,
     progress: Progress = silent,
 ) -> EngineFile:
     """Build an engine from the trace of a bundle, into the bundle; one of the same target is replaced.
 
-    The engine has the slots, the precision and the quantization that the bundle has. ``tolerance`` is the
-    largest difference of its graph from torch, as in :class:`~adexport.options.BuildOptions`.
+    The engine has the slots, the precision and the quantization that the bundle has. Its graph is held to
+    the tolerance that was ``asked`` for, and a quantized one to the cosine.
 
     Raises:
         DependencyError: the builder is not installed, or the GPU that it needs is not there.
@@ -100,7 +101,7 @@ def build_engine(
             bundle was replaced meanwhile; the disk is full or read-only; or something else than an engine
             stands in its place.
     """
-    options = options or EngineOptions()
+    options, asked = options or EngineOptions(), asked or BuildOptions()
     manifest = bundle.manifest
     profiles = parse_profiles(options.profiles, manifest)
     in_place = None
@@ -112,7 +113,7 @@ def build_engine(
     fresh = not folder.parent.exists()
     try:
         with disk_errors(folder), atomic_folder(folder) as part:
-            record = _build(bundle, (tool, probed), options, profiles, in_place, part, tolerance, progress)
+            record = _build(bundle, (tool, probed), options, profiles, in_place, part, asked, progress)
             (part / RECORD_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
             _check_same(bundle)
     except BaseException as error:
@@ -158,16 +159,16 @@ def _check_same(bundle: Bundle) -> None:
 
 def _build(
     bundle: Bundle,
-    asked: tuple[Tool, Probed],
+    builder: tuple[Tool, Probed],
     options: EngineOptions,
     profiles: tuple[Profile, ...],
     in_place: int | None,
     part: Path,
-    tolerance: float,
+    asked: BuildOptions,
     progress: Progress,
 ) -> EngineRecord:
     """Write the plan into ``part``."""
-    tool, probed = asked
+    tool, probed = builder
     manifest = bundle.manifest
     inputs, outputs = engine_inputs(manifest), graph_outputs(manifest)
     timing = None if tool.ahead else part / TIMING_FILE
@@ -178,7 +179,7 @@ def _build(
     scratch.mkdir()
     job = Job(
         module=tool.module,
-        graph=str(_lower(bundle, in_place, scratch, tolerance, progress)),
+        graph=str(_lower(bundle, in_place, scratch, asked, progress)),
         plan=str(part / PLAN_FILE),
         inputs=_with_room(inputs, in_place),
         outputs=_with_room(outputs, in_place),
@@ -210,7 +211,7 @@ def _build(
 
 
 def _lower(
-    bundle: Bundle, in_place: int | None, folder: Path, tolerance: float, progress: Progress
+    bundle: Bundle, in_place: int | None, folder: Path, asked: BuildOptions, progress: Progress
 ) -> Path:
     """The ONNX file for TensorRT, with its weights beside it, checked against what torch computed."""
     manifest = bundle.manifest
@@ -225,7 +226,12 @@ def _lower(
     ir.save(lower(trace, lowering, TENSORRT).graph, path, external_data="model.bin", alignment=64)
     progress("check the graph: ONNX Runtime on the CPU, parity with torch")
     cases = load_reference(bundle.root / REFERENCE_FILE)
-    check_model(path, trace, lowering, cases, tolerance, manifest.generation, TENSORRT)
+    check_model(path, trace, lowering, cases, asked.tolerance, manifest.generation, TENSORRT)
+    if lowering.quantization is not None:
+        progress("compare it with the float base, text by text")
+        texts = text_cases(bundle, cases)
+        floor = floor_of(lowering.quantization, asked.min_cosine)
+        check_quality(path, trace, lowering, cases, texts, floor, manifest.generation, TENSORRT)
     return path
 
 

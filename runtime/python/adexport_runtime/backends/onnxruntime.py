@@ -88,6 +88,8 @@ def open_session(
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    # else products with weights behind DequantizeLinear would take int8 activations
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if integers and saturates(ort):
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
