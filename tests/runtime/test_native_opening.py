@@ -16,8 +16,9 @@ import pytest
 
 from adexport_runtime import Bundle, BundleError, Code, Engine, ProviderError, RequestError
 from adexport_runtime.backends.tensorrt import loader, opener
+from adexport_runtime.backends.tensorrt.kernel_cache import kernel_file
 from adexport_runtime.backends.tensorrt.loader import PACKAGES, load_engine
-from adexport_runtime.engine_file import PLAN_FILE, RECORD_FILE, EngineFile, engine_folder
+from adexport_runtime.engine_file import PLAN_FILE, RECORD_FILE, EngineFile, engine_folder, engine_targets
 
 from .simulated_engine import record_of
 
@@ -144,6 +145,20 @@ class TestARealEngine:
         assert f"TensorRT-RTX {tensorrt_rtx.__version__} for sm89" in problem.expected
 
 
+class Kernels:
+    """A stand-in for a runtime cache: takes what it gave, and has compiled a kernel since."""
+
+    def __init__(self) -> None:
+        self.read: bytes | None = None
+
+    def deserialize(self, kept: bytes) -> bool:
+        self.read = kept
+        return kept.startswith(b"kernels")
+
+    def serialize(self) -> bytes:
+        return self.read or b"kernels: one"
+
+
 class Stand:
     """A stand-in for ``tensorrt_rtx``: notes calls, and refuses what it is told to."""
 
@@ -151,6 +166,11 @@ class Stand:
         self.refuse, self.deserializes = refuse, deserializes
         self.calls: list[tuple[Any, ...]] = []
         self.log: Any = None
+        self.caches: list[Kernels] = []
+
+    def kernels(self) -> Kernels:
+        self.caches.append(Kernels())
+        return self.caches[-1]
 
     def module(self) -> ModuleType:
         stand = self
@@ -181,7 +201,18 @@ class Stand:
             def get_tensor_mode(self, name: str) -> str:
                 return "in" if name != "z" else "out"
 
-            def create_execution_context(self) -> Context | None:
+            def create_runtime_config(self) -> Any:
+                def set_runtime_cache(cache: Any) -> bool:
+                    config.cache = cache
+                    return True
+
+                config = SimpleNamespace(
+                    cache=None, create_runtime_cache=stand.kernels, set_runtime_cache=set_runtime_cache
+                )
+                return config
+
+            def create_execution_context(self, *, runtime_config: Any) -> Context | None:
+                assert isinstance(runtime_config.cache, Kernels)
                 return None if "create_execution_context" in stand.refuse else Context()
 
         class Runtime:
@@ -201,9 +232,15 @@ class Stand:
         )
         return made
 
-    def load(self, monkeypatch: pytest.MonkeyPatch, file: EngineFile, capability: str = "sm89") -> Any:
+    def load(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        file: EngineFile,
+        capability: str = "sm89",
+        kernels: Path | None = None,
+    ) -> Any:
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", self.module())
-        return load_engine(file, capability)
+        return load_engine(file, capability, kernels)
 
 
 class TestTheLibrary:
@@ -252,6 +289,42 @@ class TestTheLibrary:
         assert function in problem.got
         if function != "get_tensor_shape":  # of that, nothing is logged
             assert problem.got == f"{function}: {function} is not liked"
+
+    def test_compiled_kernels_are_kept_from_process_to_process(
+        self, monkeypatch: pytest.MonkeyPatch, file: EngineFile, tmp_path: Path
+    ) -> None:
+        kept = tmp_path / "kernels.bin"
+        for known in (None, b"kernels: one"):
+            stand = Stand()
+            engine = stand.load(monkeypatch, file, kernels=kept)
+            engine.context()
+            engine.close()
+            assert [cache.read for cache in stand.caches] == [known]
+            assert kept.read_bytes() == b"kernels: one"
+        assert [path.name for path in tmp_path.iterdir() if path.suffix != ".bundle"] == ["kernels.bin"]
+
+    def test_where_they_are_kept(self, bundle_copy: Path, tmp_path: Path) -> None:
+        bundle = Bundle.open(bundle_copy)
+        one, other = (put_engine(bundle_copy, b"plan", target) for target in PACKAGES)
+        name = f"{hashlib.sha256(b'plan').hexdigest()[:16]}.bin"
+        assert kernel_file(bundle, one, None) == bundle_copy / "engines" / "kernels" / name
+        assert kernel_file(bundle, one, tmp_path / "chosen") == tmp_path / "chosen" / "kernels" / name
+        assert kernel_file(bundle, other, None) is None
+        (tmp_path / "taken").write_bytes(b"")
+        for file, cache in ((one, tmp_path / "taken"), (other, tmp_path / "chosen")):
+            with pytest.raises(RequestError) as caught:
+                kernel_file(bundle, file, cache)
+            assert [problem.subject for problem in caught.value.problems] == ["cache"]
+        assert engine_targets(bundle_copy) == tuple(sorted(PACKAGES))
+
+    def test_kernels_that_cannot_be_kept_are_no_fault(
+        self, monkeypatch: pytest.MonkeyPatch, file: EngineFile, tmp_path: Path
+    ) -> None:
+        (tmp_path / "gone").mkdir()
+        engine = Stand().load(monkeypatch, file, kernels=tmp_path / "gone" / "kernels.bin")
+        (tmp_path / "gone").rmdir()
+        engine.close()
+        assert not (tmp_path / "gone").exists()
 
     def test_a_context_that_is_closed_is_let_go(
         self, monkeypatch: pytest.MonkeyPatch, file: EngineFile

@@ -73,7 +73,8 @@ class Engine:
             spin: let idle threads wait busily: faster alone, slower beside other work.
             profile: the sizes that ``ort-tensorrt`` or ``ort-tensorrt-rtx`` builds its engine for, as in
                 ``batch=1:8:32,seq=1:128:512``; what is left out is as usual.
-            cache: where that engine is kept; None: in the bundle, if it can be written.
+            cache: where that engine is kept, or the kernels that TensorRT-RTX compiles while it first runs
+                one of ``tensorrt``; None: in the bundle, if it can be written.
 
         Raises:
             BundleError: the bundle is absent, damaged or of another version, or has no engine.

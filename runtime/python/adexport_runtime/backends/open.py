@@ -18,7 +18,8 @@ from .tensorrt import open_tensorrt
 class Settings(NamedTuple):
     """What a caller may choose: threads of one operator on the CPU, and whether idle ones wait busily.
 
-    Where ONNX Runtime builds an engine, also the profiles that it is for, and the folder to keep it in.
+    Where ONNX Runtime builds an engine, also the profiles that it is for; and the folder to keep in what
+    is built or compiled on the way.
     """
 
     threads: int = 0
@@ -72,7 +73,7 @@ def open_backend(bundle: Bundle, provider: str, settings: Settings) -> Backend:
 
 
 def _check_settings(provider: str, settings: Settings) -> None:
-    """A provider that builds nothing as it opens has no profile to be told, and keeps nothing."""
+    """A provider that builds nothing as it opens has no profile to be told, and mostly keeps nothing."""
     problems = [
         Problem(
             Code.BAD_INPUT,
@@ -83,7 +84,7 @@ def _check_settings(provider: str, settings: Settings) -> None:
             mend="leave it out",
         )
         for name, value in (("profile", settings.profile), ("cache", settings.cache))
-        if value is not None
+        if value is not None and (name, provider) != ("cache", "tensorrt")
     ]
     if problems:
         raise RequestError("the engine is not opened", problems)

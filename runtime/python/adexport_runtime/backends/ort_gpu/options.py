@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...engine_file import ENGINES_FOLDER, bundle_digest
-from ...errors import Code, Problem, RequestError
+from ...engine_file import bundle_digest
 from ...graph_io import graph_inputs
 from ...manifest import Manifest
 from ...profiles import Profile
+from ..kept import keep_folder
 from ..tensorrt.shapes import envelope
 
 #: provider -> how its options begin, for those that build an engine for profiles
@@ -98,24 +97,8 @@ def cache_folder(root: Path, provider: str, cache: str | os.PathLike[str] | None
     """
     if provider not in ENGINE_PREFIXES:
         return None
-    above = root / ENGINES_FOLDER if cache is None else Path(cache)
     kind = provider if os.environ.get(TF32_OVERRIDE, "0") == "0" else f"{provider}-tf32"
-    folder = above.absolute() / kind / bundle_digest(root).removeprefix("sha256:")[:_DIGITS]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        if cache is None:
-            return None
-        problem = Problem(
-            Code.BAD_INPUT,
-            "cache",
-            got=f"{folder}: {error.strerror}",
-            expected="a folder that can be written",
-            mend="another folder, or leave it out",
-        )
-        raise RequestError("the engine is not opened", problem) from error
+    return keep_folder(root, f"{kind}/{bundle_digest(root).removeprefix('sha256:')[:_DIGITS]}", cache)
 
 
 def _shapes(manifest: Manifest, profiles: Sequence[Profile], at: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...engine_file import EngineFile
 from ...errors import Code, Problem, ProviderError, RequestError
+from .kernel_cache import KernelCache, compiles
 
 
 class Package(NamedTuple):
@@ -34,12 +36,13 @@ def installed(target: str) -> bool:
     return find_spec(PACKAGES[target].module) is not None
 
 
-def load_engine(file: EngineFile, compute_capability: str) -> TensorRTEngine:
+def load_engine(file: EngineFile, compute_capability: str, kernels: Path | None = None) -> TensorRTEngine:
     """Deserialize an engine.
 
     Args:
         file: the engine in the bundle.
         compute_capability: of the GPU (``sm89``), for an error's cause.
+        kernels: where TensorRT-RTX keeps what it compiles; None: nowhere.
 
     Raises:
         ProviderError: its package cannot be imported, or TensorRT does not take the engine.
@@ -72,7 +75,8 @@ def load_engine(file: EngineFile, compute_capability: str) -> TensorRTEngine:
                 mend="adexport build BUNDLE --target tensorrt, with this version and for this GPU",
             ),
         )
-    return TensorRTEngine(trt, f"{package.title} {trt.__version__}", log, runtime, engine)
+    cache = KernelCache(engine, kernels) if compiles(file.record.target) else None
+    return TensorRTEngine(trt, f"{package.title} {trt.__version__}", log, runtime, engine, cache)
 
 
 def _cause(file: EngineFile, version: str, compute_capability: str) -> str:
@@ -108,9 +112,12 @@ def _make_log(trt: Any) -> Any:
 class TensorRTEngine:
     """See :class:`~adexport_runtime.backends.tensorrt.engines.Executable`."""
 
-    def __init__(self, trt: Any, name: str, log: Any, runtime: Any, engine: Any) -> None:
+    def __init__(
+        self, trt: Any, name: str, log: Any, runtime: Any, engine: Any, kernels: KernelCache | None
+    ) -> None:
         """Take a deserialized engine, with what must live as long."""
         self.name = name
+        self._kernels = kernels
         self._log, self._runtime, self._engine = log, runtime, engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}
@@ -119,13 +126,17 @@ class TensorRTEngine:
 
     def context(self) -> TensorRTContext:
         """See :class:`~adexport_runtime.backends.tensorrt.engines.Executable`."""
-        made = self._engine.create_execution_context()
+        config = {} if self._kernels is None else {"runtime_config": self._kernels.config}
+        made = self._engine.create_execution_context(**config)
         if made is None:
             raise MemoryError(f"no context of the engine: {self._log.take()}")
         return TensorRTContext(made, self._log)
 
     def close(self) -> None:
         """See :class:`~adexport_runtime.backends.tensorrt.engines.Executable`."""
+        if self._kernels is not None:
+            self._kernels.save()
+            self._kernels = None
         self._engine = None  # before the runtime that it came from
         self._runtime = None
 

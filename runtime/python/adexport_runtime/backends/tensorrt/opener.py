@@ -9,23 +9,25 @@ from ...engine_file import EngineFile, engine_targets
 from ...errors import Code, Problem, ProviderError
 from ..cuda import CudaDevice
 from .backend import TensorRTBackend
+from .kernel_cache import kernel_file
 from .loader import PACKAGES, installed, load_engine
 
 if TYPE_CHECKING:
     from ..open import Settings
 
 
-def open_tensorrt(bundle: Bundle, settings: Settings) -> TensorRTBackend:  # noqa: ARG001
-    """Open the bundle's engine; it has no settings: nothing of it runs on the CPU.
+def open_tensorrt(bundle: Bundle, settings: Settings) -> TensorRTBackend:
+    """Open the bundle's engine; of the settings it has ``cache``: nothing of it runs on the CPU.
 
     Raises:
         BundleError: the bundle has no engine, or not one of its own.
+        RequestError: the cache cannot be written, or there is nothing to keep in one.
         ProviderError: the package of its engine, the driver or a GPU is missing, or the engine is for
             another version or GPU.
     """
     file = EngineFile.open(bundle, choose_target(bundle))
     device = CudaDevice()
-    executable = load_engine(file, device.compute_capability)
+    executable = load_engine(file, device.compute_capability, kernel_file(bundle, file, settings.cache))
     return TensorRTBackend(bundle, file.record, executable, device)
 
 
