@@ -27,6 +27,12 @@ from adexport.options import BuildOptions
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The samples first: they take longest, and would be waited for at the end."""
+    items.sort(key=lambda item: "samples" not in item.path.parts)
+
+
 TINY = {
     "vocab_size": 97,
     "hidden_size": 32,

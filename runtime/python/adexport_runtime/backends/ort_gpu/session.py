@@ -105,7 +105,8 @@ def _refused(ort: Any, model: Path, provider: str, wanted: str, error: Exception
             wanted,
             got=str(error),
             cause="an operator of model.onnx that this TensorRT does not have, or no memory to build with",
-            mend="ask for cuda, or adexport build BUNDLE --target tensorrt and ask for tensorrt",
+            mend="ask for cuda, or adexport build BUNDLE --target tensorrt and ask for tensorrt; a float32 "
+            "model built with --opset 22 has its attention in primitive operators",
         ),
     )
 
