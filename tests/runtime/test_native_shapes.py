@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adexport_runtime import AdapterError, Code, RequestError
-from adexport_runtime.backends.tensorrt.shapes import Shapes, envelope, limits_of
+from adexport_runtime.backends.shapes import Shapes, envelope, limits_of
 from adexport_runtime.graph_io import Tensor
 from adexport_runtime.limits import MEND, check_adapter, check_batch, most_adapters
 from adexport_runtime.profiles import Profile, Range

@@ -22,7 +22,7 @@ from .. import Binding, Caches
 from ..device import Device, DeviceArray, enough_memory
 from ..device_bank import DeviceArrays, DeviceBank, DeviceRows
 from ..onnxruntime import ONNX_BFLOAT16, import_onnxruntime
-from ..tensorrt.shapes import Shapes, envelope, limits_of
+from ..shapes import Shapes, envelope, limits_of
 from .kv_caches import DeviceCaches
 from .options import PROFILE_INDEX
 

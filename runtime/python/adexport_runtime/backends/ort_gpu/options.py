@@ -11,7 +11,7 @@ from ...graph_io import graph_inputs
 from ...manifest import Manifest
 from ...profiles import Profile
 from ..kept import keep_folder
-from ..tensorrt.shapes import envelope
+from ..shapes import envelope
 
 #: provider -> how its options begin, for those that build an engine for profiles
 ENGINE_PREFIXES = {"ort-tensorrt": "trt", "ort-tensorrt-rtx": "nv"}

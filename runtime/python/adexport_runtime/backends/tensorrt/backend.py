@@ -20,10 +20,10 @@ from ...tensors import Array
 from .. import Binding, Caches
 from ..device import Device, enough_memory
 from ..device_bank import DeviceBank, DeviceRows
+from ..shapes import Shapes, envelope, limits_of
 from .engines import Executable
 from .kv_caches import DeviceCaches
 from .pool import Pool
-from .shapes import Shapes, envelope, limits_of
 from .worker import Worker
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...tensors import Array
 from ..device import Device, DeviceArray, aligned
+from ..shapes import Shape, Shapes
 from .engines import Context
-from .shapes import Shape, Shapes
 
 
 class Worker:

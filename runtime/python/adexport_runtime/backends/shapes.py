@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from ...errors import Code, Problem, RequestError
-from ...graph_io import BATCH, IDS, Tensor, kind_of
-from ...limits import MEND, PROMPTS, Limits
-from ...profiles import Profile, Range
+from ..errors import Code, Problem, RequestError
+from ..graph_io import BATCH, IDS, Tensor, kind_of
+from ..limits import MEND, PROMPTS, Limits
+from ..profiles import Profile, Range
 
 #: kinds of sizes that adapters bring
 _OF_ADAPTERS = frozenset({"rank", "width", "labels", "mid"})
