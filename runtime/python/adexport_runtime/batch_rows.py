@@ -36,10 +36,8 @@ class BatchRows:
         symbols = {size for shape in self._shapes.values() for size in shape if isinstance(size, str)}
         self._sizes = dict.fromkeys(symbols, 0)
         self._arrays: dict[str, Array] = {}
-        #: changes whenever arrays are replaced; ``revision`` whenever a row is written,
-        #: and that row's of ``revisions``
+        #: changes whenever arrays are replaced; a row's of ``revisions`` whenever it is written
         self.layout = 0
-        self.revision = 0
         self.revisions = [0] * rows
         self._replace(self._sizes)
 
@@ -64,7 +62,6 @@ class BatchRows:
         except MemoryError:
             self._rows[row] = {}
             raise
-        self.revision += 1
         self.revisions[row] += 1
         for name, array in self._arrays.items():
             array[row] = self._identity(name)
