@@ -126,7 +126,7 @@ def check_quality(
         exact = _Runner(path, lowered.slots, generation=generation)
         mine = _Runner(
             model,
-            lower(trace, plain, target).slots,
+            lowered.slots if target == ONNXRUNTIME else lower(trace, plain, target).slots,
             generation=generation,
             integers=options.quantization.method == "dynamic",
             even=target != ONNXRUNTIME,
