@@ -20,14 +20,20 @@ In the trace (target-free; ``runtime/FORMAT.md`` has the semantics):
 ``Head(hidden, pooled?, padding?, own?) -> logits``
     the place of heads: ``own`` are the logits of the base's own head.
 
-In lowered graphs, local functions that a native kernel may replace:
+In lowered graphs, local functions that a native kernel may replace; ``used`` is a guard's flag:
 
 ``LoraAdd(y, x, A, B, ids)``
     ``y + (x A[ids]) B[ids]``
+``LoraAddIf(y, x, A, B, used, ids)``, ``LoraBiasAddIf(y, bias, x, A, B, used, ids)``
+    the same, and with a frozen bias; without the slot's part if nothing is used
 ``RowScale(x, scale, ids)``, ``RowAdd(y, bias, ids)``
     ``x * scale[ids]``, ``y + bias[ids]``
 ``RowLinear(x, weight, bias, ids)``
     ``x weight[ids] + bias[ids]``
+``BottleneckAdd(y, x, down, down_bias, up, up_bias, code?, ids)``
+    ``y + act(x down[ids] + down_bias[ids]) up[ids] + up_bias[ids]``
+``BottleneckAddIf(y, x, down, down_bias, up, up_bias, code?, used, ids)``
+    the same; ``y`` if nothing is used
 """
 
 DOMAIN = "adexport"
@@ -40,9 +46,13 @@ ATTENTION_MASK = "AttentionMask"
 RESIDUAL = "Residual"
 HEAD = "Head"
 LORA_ADD = "LoraAdd"
+LORA_ADD_IF = "LoraAddIf"
+LORA_BIAS_ADD_IF = "LoraBiasAddIf"
 ROW_SCALE = "RowScale"
 ROW_ADD = "RowAdd"
 ROW_LINEAR = "RowLinear"
+BOTTLENECK_ADD = "BottleneckAdd"
+BOTTLENECK_ADD_IF = "BottleneckAddIf"
 
 #: how the names of caches begin, as a graph takes them and gives them back
 PAST = "past."

@@ -57,7 +57,8 @@ def test_slots_are_local_functions(tiny_bundle: Path) -> None:
     sites = slot_candidates(trace)[:3]
     lowered = lower(trace, LowerOptions(lora_at(sites)))
     assert [site.path for site in lowered.slots.sites] == list(sites)
-    assert ops(lowered.graph)["LoraAdd"] == 3
+    assert ops(lowered.graph)["LoraBiasAddIf"] == 3
+    assert not ops(lowered.graph)["If"]
     names = [value.name for value in lowered.graph.graph.inputs]
     halves = [f"{site}.lora_{half}" for site in sites for half in "AB"]
     assert names[3:] == ["adapter_ids", "adapter_uses.linear", *halves]

@@ -14,6 +14,7 @@ from adexport_runtime.adapters import CONFIG_FILE, read_adapter
 from adexport_runtime.bound import BoundAdapter, is_bound
 from adexport_runtime.bundle import MANIFEST_FILE, Bundle
 from adexport_runtime.engine_file import RECORD_FILE
+from adexport_runtime.environment import environment
 from adexport_runtime.quantization import Quantization
 from adexport_runtime.schema import Schema
 from adexport_runtime.slots import BottleneckForm, Bottlenecks, Head
@@ -36,17 +37,27 @@ _BELOW = ("sites", "site_kinds", "widths", "files", "problems", "adapters", "eng
 
 
 @click.command(epilog="Example: adexport inspect minilm.bundle --check")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--check",
     is_flag=True,
     help="Of a bundle or an engine: read every file and compare its hash; refuse engines that do not fit.",
 )
+@click.option(
+    "--environment",
+    "here",
+    is_flag=True,
+    help="In place of PATH: versions, providers, and the kernel library that runs here.",
+)
 @json_option
 @refusals()
-def inspect(path: Path, check: bool, as_json: bool) -> None:
+def inspect(path: Path | None, check: bool, here: bool, as_json: bool) -> None:
     """Show what PATH is: a bundle, its engine, a bound or a foreign adapter; needs no torch."""
-    if (path / MANIFEST_FILE).exists():
+    if here == (path is not None) or (here and check):
+        raise click.UsageError("give either PATH or --environment alone")
+    if path is None:
+        facts = environment()
+    elif (path / MANIFEST_FILE).exists():
         facts = _bundle(path, check)
     elif (path / RECORD_FILE).exists():
         facts = inspect_engine(path, check)
@@ -182,7 +193,7 @@ def _show(facts: Mapping[str, Any]) -> None:
     if facts["kind"] == "engine":
         _show_sites("inputs", facts["inputs"])
         _show_sites("outputs", facts["outputs"])
-    else:
+    elif facts["kind"] != "environment":
         _show_slots(facts)
     for path, brief in facts.get("adapters", {}).items():
         out.print(f"adapter {path}: {_adapter(brief)}")

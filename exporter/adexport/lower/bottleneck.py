@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adexport_runtime.slots import (
+    Activation,
     BottleneckForm,
     Bottlenecks,
     BottleneckSite,
@@ -23,12 +24,12 @@ from adexport_runtime.slots import (
     SlotInput,
 )
 
-from ..ops import RESIDUAL, ROW_LINEAR
+from ..ops import BOTTLENECK_ADD, BOTTLENECK_ADD_IF, RESIDUAL, ROW_LINEAR
 from .activation import Choice, activate
 from .graph import Emit, Emitter, add_input, constant, opaque
 from .guard import Guard
 from .options import BottleneckOptions
-from .rows import call
+from .rows import call, call_bottleneck
 
 #: of the adapters' own norms, whatever the base's is
 _EPSILON = 1e-5
@@ -72,8 +73,9 @@ def lower_residuals(
                 dtype = ir.DataType.INT64 if factor.dtype == "int64" else ir.DataType.FLOAT
                 inputs[factor.name] = add_input(graph, factor.name, factor.shape, dtype)
         factors = {name: inputs[slot.name] for name, slot in made[path].slot.factors.items()}
-        if guard is None:
-            emit.replace(_End(model, node, emit).slotted(factors, options, ids))
+        if guard is None or _is_one_sum(options):
+            flag = None if guard is None else guard.flag
+            emit.replace(_End(model, node, emit).slotted(factors, options, ids, flag))
             continue
         chosen = guard.choose(
             emit,
@@ -123,6 +125,68 @@ def _site(node: ir.Node, options: BottleneckOptions) -> BottleneckSite:
     )
 
 
+def _is_one_sum(options: BottleneckOptions) -> bool:
+    """Whether a bottleneck is but one more addend, of what is there anyhow: then it needs no branch."""
+    inputs = {form.input for form in options.forms}
+    return inputs in ({"hidden"}, {"residual"}) and all(
+        form.close and _skips_hidden(form) and form.norm_after == "none" and not form.norm_before
+        for form in options.forms
+    )
+
+
+@dataclass
+class _Bottleneck:
+    """Emits ``u = act(z down + down_bias) up + up_bias``."""
+
+    model: ir.Model
+    emit: Emit
+    factors: Mapping[str, ir.Value]
+    activations: tuple[Activation, ...]
+    ids: ir.Value | None
+    used: ir.Value | None
+
+    def added(self, y: ir.Value, z: ir.Value) -> ir.Value:
+        """``y + u``."""
+        weights = [self.factors[name] for name in ("down", "down_bias", "up", "up_bias")]
+        code = self.factors.get("code") if len(self.activations) > 1 else None
+        function, flags = BOTTLENECK_ADD, []
+        if self.used is not None:
+            function, flags = BOTTLENECK_ADD_IF, [self.used]
+        return call_bottleneck(
+            self.model,
+            self.emit,
+            function,
+            y,
+            z,
+            *weights,
+            code,
+            *flags,
+            self.ids,
+            activations=self.activations,
+        )
+
+    def alone(self, choice: Choice, codes: int, z: ir.Value) -> ir.Value:
+        """``u``."""
+        down = self._linear(z, "down")
+        active = choice.pick(
+            {name: activate(self.emit, down, name) for name in self.activations},
+            [name for _ in range(codes // len(self.activations)) for name in self.activations],
+            3,
+        )
+        return self._linear(active, "up")
+
+    def _linear(self, x: ir.Value, which: str) -> ir.Value:
+        return call(
+            self.model,
+            self.emit,
+            ROW_LINEAR,
+            x,
+            self.factors[which],
+            self.factors[f"{which}_bias"],
+            self.ids,
+        )
+
+
 @dataclass
 class _End:
     """Emits the end of one sub-block."""
@@ -137,9 +201,13 @@ class _End:
         return self._close(self.emit("Add", h, x))
 
     def slotted(
-        self, factors: Mapping[str, ir.Value], options: BottleneckOptions, ids: ir.Value | None
+        self,
+        factors: Mapping[str, ir.Value],
+        options: BottleneckOptions,
+        ids: ir.Value | None,
+        used: ir.Value | None = None,
     ) -> ir.Value:
-        """The same with a bottleneck, in the form that each row's code says."""
+        """The same with a bottleneck, in the form that each row's code says, if any is ``used``."""
         forms, activations = options.forms, options.activations
         spread = [form for form in forms for _ in activations]  # by code
         code = factors.get("code")
@@ -153,55 +221,32 @@ class _End:
         if any(form.input == "normed" for form in forms):
             options_in["normed"] = self._close(total)
         z = choice.pick(options_in, [form.input for form in spread], 3)
-        update = self._update(choice, factors, spread, options, z, ids)
+        before = ["norm" if form.norm_before else "bare" for form in spread]
+        if "norm" in before:
+            z = choice.pick({"bare": z, "norm": self._norm(z, factors, "norm_before", ids)}, before, 3)
+        slot = _Bottleneck(self.model, self.emit, factors, options.activations, ids, used)
         plain = all(form.norm_after == "none" for form in forms)
         if plain and all(form.close and _skips_hidden(form) for form in forms):
-            return self._close(self.emit("Add", total, update))  # norm((u + h) + x), one Add fewer
+            return self._close(slot.added(total, z))  # norm((u + h) + x), one Add fewer
         skips = [_skip(form) for form in spread]
         r = choice.pick(options_in, skips, 3)
-        out = self._joined(choice, factors, spread, update, r, ids)
+        out = self._joined(choice, slot, spread, z, r)
         if not any(form.close for form in forms):
             return out
         ends = {"open": out, "close": self._close(self.emit("Add", out, x))}
         return choice.pick(ends, ["close" if form.close else "open" for form in spread], 3)
 
-    def _update(
-        self,
-        choice: Choice,
-        factors: Mapping[str, ir.Value],
-        spread: list[BottleneckForm],
-        options: BottleneckOptions,
-        z: ir.Value,
-        ids: ir.Value | None,
-    ) -> ir.Value:
-        """``act(z down + down_bias) up + up_bias``, the norm before it where a form has one."""
-        before = ["norm" if form.norm_before else "bare" for form in spread]
-        if "norm" in before:
-            z = choice.pick({"bare": z, "norm": self._norm(z, factors, "norm_before", ids)}, before, 3)
-        down = call(self.model, self.emit, ROW_LINEAR, z, factors["down"], factors["down_bias"], ids)
-        active = choice.pick(
-            {name: activate(self.emit, down, name) for name in options.activations},
-            [name for _ in options.forms for name in options.activations],
-            3,
-        )
-        return call(self.model, self.emit, ROW_LINEAR, active, factors["up"], factors["up_bias"], ids)
-
     def _joined(
-        self,
-        choice: Choice,
-        factors: Mapping[str, ir.Value],
-        spread: list[BottleneckForm],
-        update: ir.Value,
-        r: ir.Value,
-        ids: ir.Value | None,
+        self, choice: Choice, slot: _Bottleneck, spread: list[BottleneckForm], z: ir.Value, r: ir.Value
     ) -> ir.Value:
         """``u + r``, with the norm after it around the sum or around the update."""
         kinds = [form.norm_after for form in spread]
-        joined = {"none": self.emit("Add", update, r)}
+        joined = {"none": slot.added(r, z)}
         if "sum" in kinds:
-            joined["sum"] = self._norm(joined["none"], factors, "norm_after", ids)
+            joined["sum"] = self._norm(joined["none"], slot.factors, "norm_after", slot.ids)
         if "update" in kinds:
-            joined["update"] = self.emit("Add", self._norm(update, factors, "norm_after", ids), r)
+            normed = self._norm(slot.alone(choice, len(spread), z), slot.factors, "norm_after", slot.ids)
+            joined["update"] = self.emit("Add", normed, r)
         return choice.pick(joined, kinds, 3)
 
     def _close(self, total: ir.Value) -> ir.Value:

@@ -33,9 +33,10 @@ class Branch:
         self._nodes.append(node)
         return node.outputs[0]
 
-    def graph(self, result: ir.Value, like: ir.Value, opsets: dict[str, int]) -> ir.Graph:
-        """The branch, whose result has the type and the shape of ``like``."""
-        result.type, result.shape = like.type, like.shape
+    def graph(self, result: ir.Value, like: ir.Value | None, opsets: dict[str, int]) -> ir.Graph:
+        """The branch, whose result has the type and the shape of ``like``, if that is known."""
+        if like is not None:
+            result.type, result.shape = like.type, like.shape
         return ir.Graph([], [result], nodes=self._nodes, opset_imports=opsets, name=self._name)
 
 
@@ -43,13 +44,13 @@ class Guard:
     """One flag for all slots of a kind."""
 
     def __init__(self, model: ir.Model, kind: str, ids: ir.Value) -> None:
-        """Add the slot input that tells what rows use, and compute the flag before all else."""
+        """Add the slot input that tells what rows use, and compute ``flag`` before all else."""
         self.slot = SlotInput(name=f"{_PREFIX}.{kind}", shape=("rows",), dtype="int64")
         self._opsets = model.graph.opset_imports
         uses = add_input(model.graph, self.slot.name, self.slot.shape, ir.DataType.INT64)
         emit = Emitter(model.graph, model.graph[0])
         most = emit("ReduceMax", emit("Gather", uses, ids, axis=0), keepdims=0)
-        self._flag = emit("Cast", most, to=int(ir.DataType.BOOL))
+        self.flag = emit("Cast", most, to=int(ir.DataType.BOOL))
 
     def choose(
         self,
@@ -65,6 +66,4 @@ class Guard:
             branch = Branch(f"{name}.{key}")
             return branch.graph(body(branch), like, self._opsets)
 
-        return emit(
-            "If", self._flag, then_branch=graph("used", slotted), else_branch=graph("unused", plain)
-        )
+        return emit("If", self.flag, then_branch=graph("used", slotted), else_branch=graph("unused", plain))

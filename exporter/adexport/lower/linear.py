@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from adexport_runtime.slots import LinearSlot, Site, SlotInput
 
-from ..ops import LINEAR, LORA_ADD, ROW_ADD, ROW_SCALE
+from ..ops import LINEAR, LORA_ADD, LORA_ADD_IF, LORA_BIAS_ADD_IF, ROW_ADD, ROW_SCALE
+from ..slots.kinds import LORA
 from .graph import Emit, Emitter, add_input, constant, opaque
 from .guard import Branch, Guard
 from .rows import call
@@ -76,6 +77,8 @@ class _Slot:
             return self._bent(emit)
         if guard is None:
             return self._slotted(emit, self.x, None)
+        if self.factors.keys() == LORA:
+            return self._lora(emit, guard.flag)
         # the product stands outside of the branches, so that its weight is packed once
         product = None if "scale_in" in self.factors else self._product(emit, self.x)
 
@@ -84,6 +87,14 @@ class _Slot:
             return branch("Identity", found) if self.bias is None else self._frozen(branch, found)
 
         return guard.choose(emit, name, like, lambda branch: self._slotted(branch, self.x, product), plain)
+
+    def _lora(self, emit: Emit, used: ir.Value) -> ir.Value:
+        """LoRA alone is one function, which a kernel can run in one pass without any branch."""
+        halves = (self.factors["lora_A"], self.factors["lora_B"])
+        product = self._product(emit, self.x)
+        if self.bias is None:
+            return call(self.model, emit, LORA_ADD_IF, product, self.x, *halves, used, self.ids)
+        return call(self.model, emit, LORA_BIAS_ADD_IF, product, self.bias, self.x, *halves, used, self.ids)
 
     def _product(self, emit: Emit, x: ir.Value) -> ir.Value:
         return emit("MatMul", x, self.matrix)

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import dtypes
 from .backends import Backend, Binding
+from .backends.kernels import Kernels
 from .backends.open import Settings, open_backend
 from .bank import IDENTITY_ROW, Bank, Lease, Row, sizes_of
 from .batch_rows import BatchRows
@@ -59,6 +60,7 @@ class Engine:
         *,
         profile: Sequence[str] | None = None,
         cache: str | os.PathLike[str] | None = None,
+        kernels: Kernels = None,
     ) -> Engine:
         """Open a bundle, with the adapters that were bound into it.
 
@@ -75,10 +77,13 @@ class Engine:
                 ``batch=1:8:32,seq=1:128:512``; what is left out is as usual.
             cache: where that engine is kept, or the kernels that TensorRT-RTX compiles while it first runs
                 one of ``tensorrt``; None: in the bundle, if it can be written.
+            kernels: the kernel library for ``cpu``, or ``none``; None: ``$ADEXPORT_KERNELS``, else the one
+                beside the package, if it is there.
 
         Raises:
             BundleError: the bundle is absent, damaged or of another version, or has no engine.
             ProviderError: the provider is not to be had, or cannot run this bundle.
+            DependencyError: a package or the kernel library that was named is not to be had.
             RequestError: ``rows`` is less than 1 or more than the engine takes, or ``threads`` less than 0;
                 ``profile`` or ``cache`` does not fit, or is not the provider's.
         """
@@ -94,7 +99,7 @@ class Engine:
                 Problem(Code.BAD_INPUT, "threads", got=str(threads), expected="0 or more"),
             )
         manifest = opened.manifest
-        backend = open_backend(opened, provider, Settings(threads, spin, profile, cache))
+        backend = open_backend(opened, provider, Settings(threads, spin, profile, cache, kernels))
         try:
             most = most_adapters(rows, backend.limits) if manifest.slot_rows == "bank" else None
         except RequestError:

@@ -19,6 +19,7 @@ from ..manifest import Manifest
 from ..outputs import LOGITS
 from ..tensors import Array
 from . import Binding, Caches
+from .kernels import register_kernels
 from .kv_caches import KvCaches
 from .saturation import saturates
 
@@ -70,6 +71,7 @@ def open_session(
     spin: bool = True,
     integers: bool = False,
     disabled: Sequence[str] = SLOW_ON_CPU,
+    kernels: Path | None = None,
 ) -> Any:
     """Load a graph for the CPU, with the settings that measured best.
 
@@ -79,9 +81,11 @@ def open_session(
         spin: let idle threads wait busily for the next operator.
         integers: the graph multiplies uint8 with int8 (dynamic quantization).
         disabled: fusions of ONNX Runtime to leave out.
+        kernels: a library whose operators run in the place of local functions.
 
     Raises:
         BundleError: ONNX Runtime does not take the graph.
+        DependencyError: the library does not load.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -92,6 +96,8 @@ def open_session(
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if integers and saturates(ort):
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if kernels is not None:
+        register_kernels(options, kernels)
     try:
         return ort.InferenceSession(
             os.fspath(model),
@@ -190,7 +196,9 @@ class _Binding:
 class OnnxRuntimeBackend:
     """A session, and bindings in which the banks stay bound from run to run."""
 
-    def __init__(self, model: Path, manifest: Manifest, threads: int, *, spin: bool) -> None:
+    def __init__(
+        self, model: Path, manifest: Manifest, threads: int, *, spin: bool, kernels: Path | None = None
+    ) -> None:
         """Open the graph of a bundle. See :func:`open_session`."""
         if manifest.base.dtype == "bf16":
             raise ProviderError(
@@ -205,7 +213,7 @@ class OnnxRuntimeBackend:
         self._ort = import_onnxruntime()
         quantization = manifest.base.quantization
         integers = quantization is not None and quantization.method == "dynamic"
-        self._session = open_session(model, threads, spin=spin, integers=integers)
+        self._session = open_session(model, threads, spin=spin, integers=integers, kernels=kernels)
         check_graph(model, manifest, self._session.get_inputs())
         self._name = str(model.parent)
         self._outputs = [output.name for output in manifest.outputs]

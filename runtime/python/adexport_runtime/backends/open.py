@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ..bundle import Bundle
 from ..errors import Code, Problem, ProviderError, RequestError
 from . import Backend
+from .kernels import Kernels, find_kernels
 from .onnxruntime import OnnxRuntimeBackend
 from .ort_gpu import open_ort_gpu
 from .ort_gpu.options import ENGINE_PREFIXES
@@ -19,20 +20,27 @@ class Settings(NamedTuple):
     """What a caller may choose: threads of one operator on the CPU, and whether idle ones wait busily.
 
     Where ONNX Runtime builds an engine, also the profiles that it is for; and the folder to keep in what
-    is built or compiled on the way.
+    is built or compiled on the way. ``kernels``: the kernel library of the CPU.
     """
 
     threads: int = 0
     spin: bool = True
     profile: Sequence[str] | None = None
     cache: str | os.PathLike[str] | None = None
+    kernels: Kernels = None
 
 
 Opener = Callable[[Bundle, Settings], Backend]
 
 
 def _open_cpu(bundle: Bundle, settings: Settings) -> Backend:
-    return OnnxRuntimeBackend(bundle.model_path, bundle.manifest, settings.threads, spin=settings.spin)
+    return OnnxRuntimeBackend(
+        bundle.model_path,
+        bundle.manifest,
+        settings.threads,
+        spin=settings.spin,
+        kernels=find_kernels(settings.kernels),
+    )
 
 
 def _ort_gpu(provider: str) -> Opener:
@@ -67,9 +75,26 @@ def open_backend(bundle: Bundle, provider: str, settings: Settings) -> Backend:
                 mend="ask for one of these",
             ),
         )
+    _check_kernels(provider, settings)
     if provider not in ENGINE_PREFIXES:
         _check_settings(provider, settings)
     return opener(bundle, settings)
+
+
+def _check_kernels(provider: str, settings: Settings) -> None:
+    """The kernels that a caller names are the CPU's."""
+    if provider != "cpu" and settings.kernels is not None:
+        raise RequestError(
+            "the engine is not opened",
+            Problem(
+                Code.BAD_INPUT,
+                "kernels",
+                got=str(settings.kernels),
+                expected="None",
+                cause=f"{provider} runs no kernels of the CPU",
+                mend="leave it out",
+            ),
+        )
 
 
 def _check_settings(provider: str, settings: Settings) -> None:

@@ -1,0 +1,98 @@
+"""The kernel library: native operators that ONNX Runtime runs in the place of the slots' local functions.
+
+It is data to this package: built by ``make native``, found in the environment or beside the package, and
+registered with sessions for the CPU. Without it the functions are inlined, and all works the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import Code, DependencyError, Problem
+
+#: a path, or ``none``
+ENVIRONMENT = "ADEXPORT_KERNELS"
+LIBRARY = "libadexport_kernels.so"
+NONE = "none"
+
+#: where an installed library lies: beside the package's modules
+BESIDE = Path(__file__).resolve().parents[1] / LIBRARY
+
+Kernels = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class KernelLibrary:
+    """What a library says of itself: its version, and the instructions that it runs on here."""
+
+    path: Path
+    version: str
+    isa: str
+
+
+def find_kernels(asked: Kernels = None) -> Path | None:
+    """The library to use: what is asked for, ``$ADEXPORT_KERNELS``, or what lies beside the package.
+
+    ``none``: to run without.
+
+    Raises:
+        DependencyError: a file was named, and is not there.
+    """
+    named = os.fspath(asked) if asked is not None else os.environ.get(ENVIRONMENT) or None
+    if named is None:
+        return BESIDE if BESIDE.is_file() else None
+    if named == NONE:
+        return None
+    path = Path(named)
+    if not path.is_file():
+        cause = "" if asked is not None else f"${ENVIRONMENT} names a file that is not there"
+        raise _refused(path, "no such file", cause)
+    return path.resolve()
+
+
+def register_kernels(options: Any, path: Path) -> None:
+    """Let a session of ONNX Runtime (its ``SessionOptions``) run the library's operators.
+
+    Raises:
+        DependencyError: the library does not load here.
+    """
+    try:
+        options.register_custom_ops_library(os.fspath(path))
+    except Exception as error:
+        raise _refused(path, str(error), "built for another machine, or no kernel library") from error
+
+
+def describe_kernels(path: Path) -> KernelLibrary:
+    """Load a library and ask it.
+
+    Raises:
+        DependencyError: it is no kernel library, or does not load here.
+    """
+    words = []
+    try:
+        library = ctypes.CDLL(os.fspath(path))
+        for name in ("adexport_kernels_version", "adexport_kernels_isa"):
+            ask = getattr(library, name)
+            ask.restype = ctypes.c_char_p
+            words.append(ask().decode())
+    except (OSError, AttributeError) as error:
+        raise _refused(path, str(error), "built for another machine, or no kernel library") from error
+    return KernelLibrary(path, *words)
+
+
+def _refused(path: Path, got: str, cause: str) -> DependencyError:
+    return DependencyError(
+        "the kernel library is not to be had",
+        Problem(
+            Code.PACKAGE_MISSING,
+            str(path),
+            got=got,
+            expected=LIBRARY,
+            cause=cause,
+            mend=f"make native, or {ENVIRONMENT}={NONE} to run without",
+        ),
+    )
