@@ -21,8 +21,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from adexport.build import build_model
-from adexport.options import BuildOptions
+from adexport.build import build_model, lower_again
+from adexport.options import TOLERANCE, BuildOptions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "samples" not in item.path.parts)
 
 
+GOLDEN = Path(__file__).parent / "golden"
 TINY = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -70,6 +71,38 @@ def tiny_bundle(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """
     target = tmp_path_factory.mktemp("bundles") / "tiny.bundle"
     build_model(str(tiny_bert), target, options=BuildOptions(max_rank=16))
+    return target
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared-bundles")
+
+
+@pytest.fixture(scope="session")
+def fp16_bundle(tiny_bundle: Path, bundles: Path) -> Path:
+    """``tiny_bundle`` in half precision. Shared, not to be changed."""
+    options = BuildOptions(dtype="fp16", tolerance=TOLERANCE["fp16"])
+    lower_again(tiny_bundle, bundles / "fp16.bundle", options=options)
+    return bundles / "fp16.bundle"
+
+
+#: every kind of slot; a form with a norm of its own has no name, so an adapter stands for it
+EVERY_SLOT: dict[str, Any] = {
+    "slots": ("lora", "bias", "scale", "bottleneck", "head"),
+    "targets": ["query", "key", "value", "dense"],
+    "bottlenecks": ("double_seq_bn", "seq_bn", "par_bn", "adapter_plus"),
+    "activations": ("relu", "silu", "gelu", "tanh"),
+    "max_width": 64,
+    "like": (GOLDEN / "adapterhub" / "bert" / "ln_after",),
+}
+
+
+@pytest.fixture(scope="session")
+def every_slot(bundles: Path) -> Path:
+    """A bundle of a base without a head, with every kind of slot. Shared, not to be changed."""
+    base, target = GOLDEN / "peft" / "bases" / "bert", bundles / "every.bundle"
+    build_model(str(base), target, task="text-classification", options=BuildOptions(**EVERY_SLOT))
     return target
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +17,7 @@ from adexport_runtime import AdapterError, Bundle, Code, Engine, bind_into_bundl
 from tests.conftest import TINY, MakeLora
 
 from .simulated_engine import Graph, lowered_graph
-from .support import GOLDEN_HUB, GOLDEN_PEFT, hidden, ids, subjects
-
-
-@pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runtime-bundles")
+from .support import GOLDEN_PEFT, hidden, ids, subjects
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +41,6 @@ def classifier_bundle(tiny_classifier: Path, bundles: Path) -> Path:
     """A bundle of the tiny BERT with a head. Shared, not to be changed."""
     build_model(str(tiny_classifier), bundles / "classifier.bundle", options=BuildOptions(max_rank=16))
     return bundles / "classifier.bundle"
-
-
-@pytest.fixture(scope="session")
-def fp16_bundle(tiny_bundle: Path, bundles: Path) -> Path:
-    """``tiny_bundle`` in half precision. Shared, not to be changed."""
-    options = BuildOptions(dtype="fp16", tolerance=TOLERANCE["fp16"])
-    lower_again(tiny_bundle, bundles / "fp16.bundle", options=options)
-    return bundles / "fp16.bundle"
 
 
 @pytest.fixture(scope="session")
@@ -84,25 +70,6 @@ def narrow_bundle(tiny_bundle: Path, bundles: Path) -> Path:
 def good_lora(make_lora: MakeLora) -> Path:
     """An adapter that fits; not to be changed."""
     return make_lora("good", seed=77)
-
-
-#: every kind of slot; a form with a norm of its own has no name, so an adapter stands for it
-EVERY_SLOT: dict[str, Any] = {
-    "slots": ("lora", "bias", "scale", "bottleneck", "head"),
-    "targets": ["query", "key", "value", "dense"],
-    "bottlenecks": ("double_seq_bn", "seq_bn", "par_bn", "adapter_plus"),
-    "activations": ("relu", "silu", "gelu", "tanh"),
-    "max_width": 64,
-    "like": (GOLDEN_HUB / "bert" / "ln_after",),
-}
-
-
-@pytest.fixture(scope="session")
-def every_slot(bundles: Path) -> Path:
-    """A bundle of a base without a head, with every kind of slot. Shared, not to be changed."""
-    base, target = GOLDEN_PEFT / "bases" / "bert", bundles / "every.bundle"
-    build_model(str(base), target, task="text-classification", options=BuildOptions(**EVERY_SLOT))
-    return target
 
 
 Refuse = Callable[..., AdapterError]

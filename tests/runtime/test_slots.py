@@ -20,8 +20,8 @@ from adexport.build import lower_again
 from adexport.options import TOLERANCE, BuildOptions
 from adexport_runtime import AdapterError, BoundAdapter, Bundle, Code, Engine, Outputs, bind_into_bundle
 from adexport_runtime.tensors import read_tensors
+from tests.conftest import EVERY_SLOT
 
-from .conftest import EVERY_SLOT
 from .support import GOLDEN_HUB, GOLDEN_PEFT, Tensors, edit_tensors, subjects
 
 FAMILIES = {

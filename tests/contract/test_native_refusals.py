@@ -1,0 +1,440 @@
+"""What one runtime refuses, the other refuses: the same class of error, the same codes and culprits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adexport_runtime import AdexportError, Bundle, Engine, bind_into_bundle
+from adexport_runtime.bundle import MANIFEST_FILE
+from tests.conftest import GOLDEN, MakeLora
+from tests.runtime.spoiled_manifests import (
+    BAD_QUANTIZATIONS,
+    INCONSISTENT,
+    INCONSISTENT_GENERATION,
+    INCONSISTENT_SLOTS,
+    JSON,
+    ONE_WRONG,
+    QUANTIZATION,
+    Data,
+    make_generating,
+)
+from tests.runtime.support import QUERY, VALUE, Tensors, edit_tensors
+
+from .capi import NativeError, needs_native
+from .native import NativeEngine
+
+pytestmark = needs_native
+
+Found = tuple[str, Mapping[str, set[str]]]
+
+
+def found(call: Callable[[], object]) -> Found | None:
+    """The class and the culprits by code of what a call raises; None if it raises nothing."""
+    try:
+        call()
+    except AdexportError as error:
+        kind, problems = type(error).__name__, [(str(p.code), p.subject) for p in error.problems]
+    except NativeError as error:
+        kind, problems = error.kind, [(p.code, p.subject) for p in error.problems]
+    else:
+        return None
+    return kind, {code: {subject for other, subject in problems if other == code} for code, _ in problems}
+
+
+def same(python: Callable[[], object], native: Callable[[], object]) -> Found | None:
+    """What both raise, if it is the same."""
+    ours, theirs = found(python), found(native)
+    assert theirs == ours
+    return ours
+
+
+def open_native(bundle: Path) -> None:
+    NativeEngine(bundle).close()
+
+
+def open_both(bundle: Path) -> Found | None:
+    return same(lambda: Bundle.open(bundle), lambda: open_native(bundle))
+
+
+class TestManifests:
+    """A folder with nothing but a manifest: the C++ runtime sees the manifest first, as Python does."""
+
+    @pytest.fixture
+    def refuse(self, tmp_path: Path) -> Callable[[Any], Found]:
+        def check(content: Any) -> Found:
+            text = content if isinstance(content, str | bytes) else json.dumps(content)
+            data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+            (tmp_path / MANIFEST_FILE).write_bytes(data)
+            error = open_both(tmp_path)
+            assert error is not None
+            assert error[0] == "BundleError"
+            return error
+
+        return check
+
+    @pytest.fixture
+    def data(self, tiny_bundle: Path) -> Data:
+        return json.loads((tiny_bundle / MANIFEST_FILE).read_text())
+
+    @pytest.mark.parametrize("name", ONE_WRONG)
+    def test_one_thing_wrong(self, refuse: Callable[[Any], Found], data: Data, name: str) -> None:
+        ONE_WRONG[name][0](data)
+        assert set(refuse(data)[1]) == {"bad-manifest"}
+
+    @pytest.mark.parametrize("name", INCONSISTENT)
+    def test_inconsistent(self, refuse: Callable[[Any], Found], data: Data, name: str) -> None:
+        INCONSISTENT[name][0](data)
+        assert set(refuse(data)[1]) == {"bad-manifest"}
+
+    @pytest.mark.parametrize("name", INCONSISTENT_SLOTS)
+    def test_inconsistent_slots(self, refuse: Callable[[Any], Found], every_slot: Path, name: str) -> None:
+        data = json.loads((every_slot / MANIFEST_FILE).read_text())
+        INCONSISTENT_SLOTS[name][0](data)
+        assert set(refuse(data)[1]) == {"bad-manifest"}
+
+    @pytest.mark.parametrize("name", INCONSISTENT_GENERATION)
+    def test_inconsistent_generation(self, refuse: Callable[[Any], Found], data: Data, name: str) -> None:
+        make_generating(data)
+        INCONSISTENT_GENERATION[name][0](data)
+        assert set(refuse(data)[1]) == {"bad-manifest"}
+
+    @pytest.mark.parametrize("change", [change for change, _ in BAD_QUANTIZATIONS], ids=str)
+    def test_quantization(self, refuse: Callable[[Any], Found], data: Data, change: Data) -> None:
+        data["base"]["quantization"] = {**QUANTIZATION, **change}
+        assert set(refuse(data)[1]) == {"bad-manifest"}
+
+    @pytest.mark.parametrize("version", [0, 99, "1", None, True, [1], {}, 1.5])
+    def test_version(self, refuse: Callable[[Any], Found], data: Data, version: object) -> None:
+        assert set(refuse({**data, "format_version": version, "surprise": 1})[1]) == {"version"}
+
+    @pytest.mark.parametrize("content", ["[]", "1", "null", '"text"'])
+    def test_no_object(self, refuse: Callable[[Any], Found], content: str) -> None:
+        refuse(content)
+
+    @pytest.mark.parametrize(
+        "content",
+        ["", " ", "{", "{'a': 1}", "{}{}", b"\xff\xfe", b"\x80\x04", b"PK\x03\x04", "[" * 100_000],
+        ids=range(9),
+    )
+    def test_no_json(self, refuse: Callable[[Any], Found], content: str | bytes) -> None:
+        assert set(refuse(content)[1]) == {"bad-manifest"}
+
+    def test_duplicate_keys(self, refuse: Callable[[Any], Found], data: Data) -> None:
+        text = json.dumps(data).replace('"max_rank": 16', '"max_rank": 16, "max_rank": 16')
+        assert refuse(text)[1] == {"duplicate-key": {"key max_rank"}}
+
+    def test_no_folder(self, tmp_path: Path) -> None:
+        assert open_both(tmp_path / "absent") is not None
+        (tmp_path / "file").touch()
+        assert open_both(tmp_path / "file") is not None
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(source=st.data())
+    def test_any_value_at_any_place(
+        self, tiny_bundle: Path, every_slot: Path, tmp_path: Path, source: st.DataObject
+    ) -> None:
+        given = source.draw(st.sampled_from([tiny_bundle, every_slot]))
+        data: Any = json.loads((given / MANIFEST_FILE).read_text())
+        inner, parent, key = data, None, None
+        while isinstance(inner, dict | list) and inner:
+            if parent is not None and source.draw(st.integers(0, 5)) == 0:
+                break
+            keys = sorted(inner) if isinstance(inner, dict) else range(len(inner))
+            parent, key = inner, source.draw(st.sampled_from(keys))
+            inner = parent[key]
+        if source.draw(st.booleans()):
+            parent[key] = source.draw(JSON)
+        else:
+            del parent[key]
+        (tmp_path / MANIFEST_FILE).write_text(json.dumps(data))
+        ours, theirs = found(lambda: Bundle.open(tmp_path)), found(lambda: open_native(tmp_path))
+        assert ours is not None  # there are no files
+        assert theirs is not None
+        assert (theirs[0], set(theirs[1])) == (ours[0], set(ours[1]))
+
+
+class TestFiles:
+    @pytest.mark.parametrize("edit", ["gone", "short", "long", "folder"])
+    def test_a_file_of_the_bundle(self, bundle_copy: Path, edit: str) -> None:
+        path = bundle_copy / "model.onnx"
+        content = path.read_bytes()
+        path.unlink()
+        if edit == "folder":
+            path.mkdir()
+        elif edit != "gone":
+            path.write_bytes(content[:-1] if edit == "short" else content + b"\0")
+        assert open_both(bundle_copy) == ("BundleError", {"damaged": {"model.onnx"}})
+
+    def test_a_graph_of_other_bytes(self, bundle_copy: Path) -> None:
+        path = bundle_copy / "model.onnx"
+        path.write_bytes(b"\xff" * path.stat().st_size)
+        same(lambda: Engine.open(bundle_copy).close(), lambda: open_native(bundle_copy))
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"PK\x03\x04", b"\x80\x04", b"version https://git-lfs", b"{}"]
+    )
+    def test_an_adapter_in_the_folder(self, bundle_copy: Path, content: bytes) -> None:
+        """It is refused when a run first asks for it; others serve."""
+        (bundle_copy / "adapters").mkdir()
+        (bundle_copy / "adapters" / "acme.safetensors").write_bytes(content)
+        ids = {"input_ids": np.array([[1, 2, 3]])}
+        with Engine.open(bundle_copy) as python, NativeEngine(bundle_copy) as native:
+            assert native.adapters() == python.adapters() == ["acme"]
+            assert same(lambda: python.run(ids, "acme"), lambda: native.run(ids, "acme")) is not None
+            native.run(ids)
+
+
+def _spoil(name: str) -> Callable[[Tensors], None]:
+    """An edit of a bound adapter's tensors."""
+    query, value = QUERY.format(0), VALUE.format(1)
+
+    def edit(tensors: Tensors) -> None:
+        a, b = f"{query}.lora_A", f"{query}.lora_B"
+        if name == "half":
+            del tensors[a]
+        elif name == "nan":
+            tensors[b][0, 0] = np.nan
+        elif name == "inf":
+            tensors[b][0, 0] = -np.inf
+        elif name == "features":
+            tensors[a] = np.ones((31, 3), np.float32)
+        elif name == "dimensions":
+            tensors[a] = np.ones((32, 3, 1), np.float32)
+        elif name == "ranks":
+            tensors[a] = np.ones((32, 4), np.float32)
+        elif name == "rank above":
+            tensors[a], tensors[b] = np.ones((32, 17), np.float32), np.ones((17, 32), np.float32)
+        elif name == "stranger":
+            tensors["strange"] = np.ones(1, np.float32)
+        elif name == "a name with a slash":
+            tensors["a/b"] = np.ones(1, np.float32)
+        elif name == "another factor":
+            tensors[f"{query}.scale_in"] = np.ones(32, np.float32)
+        elif name == "a guard":
+            tensors["adapter_uses.linear"] = np.ones(1, np.float32)
+        elif name == "empty":
+            tensors[a] = np.ones((0, 3), np.float32)
+        elif name in ("float16", "float64", "int32"):
+            tensors[a] = tensors[a].astype(name)
+        elif name == "everything":
+            tensors[b][0, 0] = np.nan
+            del tensors[f"{value}.lora_A"]
+            tensors["strange"] = np.ones(1, np.float32)
+        else:
+            raise AssertionError(name)
+
+    return edit
+
+
+_EDITS = (
+    "half", "nan", "inf", "features", "dimensions", "ranks", "rank above", "stranger", "a name with a slash",
+    "another factor", "a guard", "empty", "float16", "float64", "int32", "everything",
+)  # fmt: skip
+_METADATA: tuple[dict[str, str | None], ...] = (
+    {"format": None},
+    {"format": "pt"},
+    {"format_version": "3"},
+    {"format_version": None},
+    {"name": None},
+    {"name": "../x"},
+    {"name": ""},
+    {"base_fingerprint": None},
+    {"base_fingerprint": "sha256:" + "0" * 64},
+    {"rank": None},
+    {"source_type": None},
+    {"surprise": "1"},
+    {"format_version": "1", "head": "{}"},
+    {"bottleneck": "{"},
+    {"bottleneck": "[" * 5000},
+    {"bottleneck": '{"form": {}, "form": {}, "activation": "relu"}'},
+    {"bottleneck": '{"form": {}, "activation": "relu"}'},
+    {"bottleneck": '{"form": {"input": "x"}, "activation": "elu", "more": 1}'},
+    {"head": '{"feature": "first", "activation": null, "labels": ["a", "b"]}'},
+    {"head": '{"feature": "last", "activation": 3, "labels": "ab"}'},
+)
+
+
+class TestAdapters:
+    @pytest.fixture
+    def bound(self, tiny_bundle: Path, tmp_path: Path, make_lora: MakeLora) -> Path:
+        shutil.copytree(tiny_bundle, tmp_path / "x.bundle")
+        bundle = Bundle.open(tmp_path / "x.bundle")
+        bind_into_bundle(bundle, make_lora("acme", r=3, seed=5), "acme")
+        return bundle.adapter_path("acme").rename(tmp_path / "bound.safetensors")
+
+    @pytest.fixture
+    def refuse(self, tiny_bundle: Path, bound: Path) -> Callable[[Path], Found]:
+        """Both refuse it for one reason, and the tenant that was there serves on."""
+        good = bound.with_name("good.safetensors")
+        shutil.copy(bound, good)
+        ids = {"input_ids": np.array([[1, 2, 3]])}
+
+        def check(path: Path) -> Found:
+            with Engine.open(tiny_bundle, threads=1) as python, NativeEngine(tiny_bundle) as native:
+                for engine in (python, native):
+                    engine.bind("tenant", good)  # type: ignore[attr-defined]
+                before = native.run(ids, "tenant").arrays["last_hidden_state"]
+                error = same(lambda: python.bind("tenant", path), lambda: native.bind("tenant", path))
+                assert error is not None
+                assert error[0] == "AdapterError"
+                after = native.run(ids, "tenant").arrays["last_hidden_state"]
+                np.testing.assert_array_equal(after, before)
+            return error
+
+        return check
+
+    @pytest.mark.parametrize("edit", _EDITS)
+    def test_tensors(self, refuse: Callable[[Path], Found], bound: Path, edit: str) -> None:
+        refuse(edit_tensors(bound, _spoil(edit)))
+
+    @pytest.mark.parametrize("metadata", _METADATA, ids=lambda given: str(given)[:60])
+    def test_metadata(
+        self, refuse: Callable[[Path], Found], bound: Path, metadata: dict[str, str | None]
+    ) -> None:
+        refuse(edit_tensors(bound, lambda _: None, metadata))
+
+    @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 100, -1])
+    def test_truncated(self, refuse: Callable[[Path], Found], bound: Path, cut: int) -> None:
+        bound.write_bytes(bound.read_bytes()[:cut])
+        assert set(refuse(bound)[1]) == {"damaged"}
+
+    def test_trailing_bytes(self, refuse: Callable[[Path], Found], bound: Path) -> None:
+        bound.write_bytes(bound.read_bytes() + b"\0")
+        assert set(refuse(bound)[1]) == {"damaged"}
+
+    def test_no_file(self, refuse: Callable[[Path], Found], tmp_path: Path) -> None:
+        assert set(refuse(tmp_path / "absent.safetensors")[1]) == {"absent"}
+        assert set(refuse(tmp_path / "x.bundle" / "weights")[1]) <= {"absent", "bad-config"}
+
+    @pytest.mark.parametrize("name", ["", ".", "a/b", "../x", "-a", "a b", "ä", "a" * 129, "a\n"])
+    def test_names(self, tiny_bundle: Path, bound: Path, name: str) -> None:
+        with Engine.open(tiny_bundle) as python, NativeEngine(tiny_bundle) as native:
+            error = same(lambda: python.bind(name, bound), lambda: native.bind(name, bound))
+        assert error is not None
+        assert set(error[1]) == {"bad-name"}
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
+        head=st.booleans(),
+    )
+    def test_mutated_bytes(
+        self, tiny_bundle: Path, bound: Path, edits: list[tuple[float, int]], head: bool
+    ) -> None:
+        """Mostly in the header, where one byte can change everything."""
+        content = bytearray(bound.read_bytes())
+        end = 8 + int.from_bytes(content[:8], "little") if head else len(content)
+        for place, value in edits:
+            content[int(place * (end - 1))] = value
+        path = bound.with_name("mutated.safetensors")
+        path.write_bytes(content)
+        python, native = _open_once(tiny_bundle)
+        ours, theirs = found(lambda: python.bind("x", path)), found(lambda: native.bind("x", path))
+        assert (ours is None) == (theirs is None), (ours, theirs)
+        if ours is not None and theirs is not None:
+            assert (theirs[0], set(theirs[1])) == (ours[0], set(ours[1]))
+
+
+_OPEN: dict[Path, tuple[Engine, NativeEngine]] = {}
+
+
+def _open_once(bundle: Path) -> tuple[Engine, NativeEngine]:
+    if bundle not in _OPEN:
+        _OPEN[bundle] = Engine.open(bundle, threads=1), NativeEngine(bundle)
+    return _OPEN[bundle]
+
+
+#: inputs of the tiny BERT: 97 tokens, 40 positions
+_REQUESTS: dict[str, tuple[dict[str, Any], Any]] = {
+    "nothing": ({}, None),
+    "an unknown input": ({"input_ids": np.ones((1, 2), np.int64), "x": np.ones((1, 2), np.int64)}, None),
+    "floats": ({"input_ids": np.ones((1, 2), np.float32)}, None),
+    "one dimension": ({"input_ids": np.ones(2, np.int64)}, None),
+    "no rows": ({"input_ids": np.ones((0, 2), np.int64)}, None),
+    "no tokens": ({"input_ids": np.ones((2, 0), np.int64)}, None),
+    "ids above": ({"input_ids": np.full((1, 2), 97, np.int64)}, None),
+    "ids below": ({"input_ids": np.full((1, 2), -1, np.int64)}, None),
+    "another shape": (
+        {"input_ids": np.ones((2, 2), np.int64), "attention_mask": np.ones((2, 3), np.int64)}, None,
+    ),
+    "an empty row": (
+        {"input_ids": np.ones((2, 2), np.int64), "attention_mask": np.array([[1, 1], [0, 0]])}, None,
+    ),
+    "too many tokens": ({"input_ids": np.ones((1, 41), np.int64)}, None),
+    "too few adapters": ({"input_ids": np.ones((3, 2), np.int64)}, [None, None]),
+    "unknown adapters": ({"input_ids": np.ones((2, 2), np.int64)}, ["who", "what"]),
+    "everything": (
+        {"input_ids": np.full((1, 2), 97, np.int32), "attention_mask": np.full((1, 3), 2, np.int64)}, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _REQUESTS)
+def test_requests(tiny_bundle: Path, name: str) -> None:
+    inputs, adapters = _REQUESTS[name]
+    python, native = _open_once(tiny_bundle)
+    error = same(lambda: python.run(inputs, adapters), lambda: native.run(inputs, adapters))
+    assert error is not None
+
+
+def test_a_bank_that_is_full(tiny_bundle: Path, tmp_path: Path, make_lora: MakeLora) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "x.bundle")
+    bundle = Bundle.open(tmp_path / "x.bundle")
+    for seed, name in enumerate("abc"):
+        bind_into_bundle(bundle, make_lora(name, seed=seed), name)
+    ids = {"input_ids": np.ones((3, 2), np.int64)}
+    with Engine.open(bundle.root, rows=2) as python, NativeEngine(bundle.root, rows=2) as native:
+        error = same(lambda: python.run(ids, list("abc")), lambda: native.run(ids, list("abc")))
+        assert error is not None
+        assert error[0] == "BankFullError"
+        for pair in ("ab", "bc", "ca"):  # paged
+            rows = [*pair, None]
+            np.testing.assert_allclose(
+                native.run(ids, rows).arrays["last_hidden_state"],
+                python.run(ids, rows)["last_hidden_state"],
+                atol=1e-6,
+            )
+
+
+def test_unbinding_what_is_not_bound(tiny_bundle: Path) -> None:
+    python, native = _open_once(tiny_bundle)
+    assert same(lambda: python.unbind("who"), lambda: native.unbind("who")) is not None
+
+
+def test_adapters_without_slots(tmp_path: Path, tiny_bundle: Path) -> None:
+    from adexport.build import lower_again
+    from adexport.options import BuildOptions
+
+    lower_again(tiny_bundle, tmp_path / "plain", options=BuildOptions(slots=()), adapters=False)
+    ids = {"input_ids": np.ones((1, 2), np.int64)}
+    with Engine.open(tmp_path / "plain") as python, NativeEngine(tmp_path / "plain") as native:
+        assert same(lambda: python.run(ids, "a"), lambda: native.run(ids, "a")) is not None
+
+
+@pytest.mark.parametrize("provider", ["cuda", "ort-tensorrt", "ort-tensorrt-rtx", "quantum"])
+def test_providers(tiny_bundle: Path, provider: str) -> None:
+    error = same(
+        lambda: Engine.open(tiny_bundle, provider), lambda: NativeEngine(tiny_bundle, provider=provider)
+    )
+    assert error is not None
+    assert error[0] == "ProviderError"
+
+
+@pytest.mark.parametrize("case", ["bert/ln_after", "bert/compacter"])
+def test_adapters_of_other_slots(tiny_bundle: Path, every_slot: Path, tmp_path: Path, case: str) -> None:
+    """Bottlenecks bound for a bundle that has them, brought to one that does not."""
+    shutil.copytree(every_slot, tmp_path / "every")
+    bundle = Bundle.open(tmp_path / "every")
+    bind_into_bundle(bundle, GOLDEN / "adapterhub" / case, "x")
+    path = bundle.adapter_path("x")
+    python, native = _open_once(tiny_bundle)
+    assert same(lambda: python.bind("x", path), lambda: native.bind("x", path)) is not None
