@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from adexport.build import build_model
 from adexport.options import BuildOptions
-from adexport_runtime import Engine
+from adexport_runtime.outputs import Outputs
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 _TASKS = {
@@ -117,7 +117,15 @@ def outputs(tensors: dict[str, Any]) -> list[str]:
     return [name for name in tensors if name not in ("input_ids", "attention_mask")]
 
 
-def check_alone(engine: Engine, case: Golden, limit: float) -> None:
+class Runs(Protocol):
+    """An engine of either runtime."""
+
+    def run(self, inputs: Any, adapters: Any = None) -> Outputs:
+        """One batch."""
+        ...
+
+
+def check_alone(engine: Runs, case: Golden, limit: float) -> None:
     """All rows with one adapter, against the library."""
     tensors = expected(case)
     got = engine.run(feeds(tensors), case.name)
@@ -127,7 +135,7 @@ def check_alone(engine: Engine, case: Golden, limit: float) -> None:
         assert found <= limit, f"{name}: {found:.2e}"
 
 
-def check_mixed(engine: Engine, served: list[Golden], limit: float) -> None:
+def check_mixed(engine: Runs, served: list[Golden], limit: float) -> None:
     """Every adapter on a row beside others and beside the base, against the same row alone."""
     tensors = expected(served[0])
     for start in range(0, len(served), _BATCH):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from adexport_runtime.outputs import Outputs
 
 from .capi import (
     DTYPES,
@@ -28,14 +30,6 @@ from .capi import (
     ort_library,
     read_error,
 )
-
-
-@dataclass(frozen=True)
-class NativeOutputs:
-    """The outputs by name, and the labels of each row."""
-
-    arrays: Mapping[str, np.ndarray[Any, Any]]
-    labels: tuple[tuple[str, ...], ...]
 
 
 def _text(value: str | os.PathLike[str] | None) -> bytes | None:
@@ -71,6 +65,8 @@ class NativeEngine:
         )
         self._handle = c_void_p()
         check(library().adexport_engine_open(os.fsencode(bundle), byref(given), byref(self._handle)))
+        manifest = json.loads(self.manifest)
+        self._classified = manifest.get("head") is not None or bool(manifest["base"].get("labels"))
 
     def __enter__(self) -> NativeEngine:
         return self
@@ -108,9 +104,7 @@ class NativeEngine:
         finally:
             lib.adexport_names_free(names)
 
-    def run(
-        self, inputs: Mapping[str, Any], adapters: str | Sequence[str | None] | None = None
-    ) -> NativeOutputs:
+    def run(self, inputs: Mapping[str, Any], adapters: str | Sequence[str | None] | None = None) -> Outputs:
         """Run one batch."""
         lib, outputs = library(), c_void_p()
         arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
@@ -131,7 +125,7 @@ class NativeEngine:
                 )
                 for row in range(batch)
             )
-            return NativeOutputs(copies, labels)
+            return Outputs(copies, labels, classified=self._classified)
         finally:
             lib.adexport_outputs_free(outputs)
 

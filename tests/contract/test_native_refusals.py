@@ -236,8 +236,8 @@ def _spoil(name: str) -> Callable[[Tensors], None]:
 
 
 _EDITS = (
-    "half", "nan", "inf", "features", "dimensions", "ranks", "rank above", "stranger", "a name with a slash",
-    "another factor", "a guard", "empty", "float16", "float64", "int32", "everything",
+    "half", "nan", "inf", "features", "dimensions", "ranks", "rank above", "stranger",
+    "a name with a slash", "another factor", "a guard", "empty", "float16", "float64", "int32", "everything",
 )  # fmt: skip
 _METADATA: tuple[dict[str, str | None], ...] = (
     {"format": None},
@@ -282,11 +282,11 @@ class TestAdapters:
             with Engine.open(tiny_bundle, threads=1) as python, NativeEngine(tiny_bundle) as native:
                 for engine in (python, native):
                     engine.bind("tenant", good)  # type: ignore[attr-defined]
-                before = native.run(ids, "tenant").arrays["last_hidden_state"]
+                before = native.run(ids, "tenant")["last_hidden_state"]
                 error = same(lambda: python.bind("tenant", path), lambda: native.bind("tenant", path))
                 assert error is not None
                 assert error[0] == "AdapterError"
-                after = native.run(ids, "tenant").arrays["last_hidden_state"]
+                after = native.run(ids, "tenant")["last_hidden_state"]
                 np.testing.assert_array_equal(after, before)
             return error
 
@@ -399,7 +399,7 @@ def test_a_bank_that_is_full(tiny_bundle: Path, tmp_path: Path, make_lora: MakeL
         for pair in ("ab", "bc", "ca"):  # paged
             rows = [*pair, None]
             np.testing.assert_allclose(
-                native.run(ids, rows).arrays["last_hidden_state"],
+                native.run(ids, rows)["last_hidden_state"],
                 python.run(ids, rows)["last_hidden_state"],
                 atol=1e-6,
             )
