@@ -237,7 +237,8 @@ def _spoil(name: str) -> Callable[[Tensors], None]:
 
 _EDITS = (
     "half", "nan", "inf", "features", "dimensions", "ranks", "rank above", "stranger",
-    "a name with a slash", "another factor", "a guard", "empty", "float16", "float64", "int32", "everything",
+    "a name with a slash", "another factor", "a guard", "empty", "float16", "float64", "int32",
+    "everything",
 )  # fmt: skip
 _METADATA: tuple[dict[str, str | None], ...] = (
     {"format": None},
