@@ -13,9 +13,23 @@ from safetensors.numpy import load_file
 from adexport.build import lower_again
 from adexport.convert import convert
 from adexport.options import BuildOptions
-from adexport_runtime import AdapterError, Engine
+from adexport_runtime import AdapterError, Engine, load_adapter
 
-from .golden import GOLDEN, Golden, build, cases, check_alone, check_mixed, groups
+from .capi import needs_native
+from .golden import (
+    GOLDEN,
+    Golden,
+    build,
+    cases,
+    check_alone,
+    check_mixed,
+    difference,
+    expected,
+    feeds,
+    groups,
+)
+from .kernels import kernel_library, needs_kernels
+from .native import NativeEngine
 
 LIBRARIES = ("adapterhub", "peft")
 SERVED = [case for library in LIBRARIES for case in cases(library, "serve")]
@@ -40,7 +54,9 @@ class Engines:
     def __getitem__(self, group: tuple[str, str, str]) -> Engine:
         if group not in self._open:
             more = tuple(path for case, path in self.converted.items() if case.group == group)
-            engine = Engine.open(build(group, self._folder / "-".join(group), more), threads=1)
+            engine = Engine.open(
+                build(group, self._folder / "-".join(group), more), threads=1, kernels="none"
+            )
             for case in SERVED:
                 if case.group == group:
                     with suppress(AdapterError):  # the case's own test shows it
@@ -83,6 +99,41 @@ def test_served_once_converted(engines: Engines, case: Golden) -> None:
 @pytest.mark.parametrize("group", GROUPS, ids="-".join)
 def test_all_families_in_one_batch(engines: Engines, group: tuple[str, str, str]) -> None:
     check_mixed(engines[group], [case for case in SERVED if case.group == group], 1e-6)
+
+
+@needs_kernels
+@pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS, ids="-".join)
+def test_all_families_with_kernels(engines: Engines, group: tuple[str, str, str]) -> None:
+    served = [case for case in SERVED if case.group == group]
+    with Engine.open(engines[group].bundle.root, threads=1, kernels=kernel_library()) as engine:
+        for case in served:
+            engine.bind(case.name, case.path)
+        for case in served:
+            check_alone(engine, case, LIMITS.get(case.family, 1e-5))
+        check_mixed(engine, served, 1e-6)
+
+
+@needs_native
+@pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS, ids="-".join)
+def test_all_families_in_cpp(engines: Engines, group: tuple[str, str, str], tmp_path: Path) -> None:
+    """Bound by Python, served by C++: as exact, and within 1e-6 of what Python computes."""
+    served = [case for case in SERVED if case.group == group]
+    python = engines[group]
+    with NativeEngine(python.bundle.root) as native:
+        for case in served:
+            bound = tmp_path / f"{case.name}.safetensors"
+            load_adapter(case.name, case.path, python.bundle).save(bound)
+            native.bind(case.name, bound)
+        for case in served:
+            check_alone(native, case, LIMITS.get(case.family, 1e-5))
+            batch = feeds(expected(case))
+            ours, theirs = python.run(batch, case.name), native.run(batch, case.name)
+            assert theirs.labels == ours.labels
+            for name, array in ours.items():
+                assert difference(theirs[name], array, batch["attention_mask"]) <= 1e-6
+        check_mixed(native, served, 1e-6)
 
 
 @pytest.mark.slow
