@@ -31,6 +31,7 @@ from adexport_runtime.manifest import (
     Tokenizer,
 )
 from adexport_runtime.outputs import LOGITS
+from adexport_runtime.slots import BankDtype
 
 from .check import check_model, check_quality
 from .lower import ADAPTER_IDS, bottleneck_features, layer_features, lower
@@ -41,6 +42,7 @@ from .quality import Quality, floor_of, text_cases
 from .quantization import choose_quantization
 from .reference import load_reference, sample_batches, save_reference
 from .slots.again import plan_again
+from .slots.banks import choose_bank_dtype
 from .slots.plan import Places, Plan, brings_heads, make_plan
 from .weights import frozen_weights
 
@@ -138,6 +140,7 @@ def build_model(
     _refuse_untrained(loaded, trace.weights)
     places = Places.of(trace.graph, loaded.config.model_type, loaded.model.base_model_prefix)
     plan = make_plan(places, options)
+    bank_dtype = choose_bank_dtype(options, plan, options.dtype or "fp32")
 
     progress("compute the reference with torch")
     cases = with_outputs(
@@ -187,7 +190,7 @@ def build_model(
             files=(),
             tools=_tools(),
         )
-        differences, quality = _finish(part, manifest, plan, options, output, progress)
+        differences, quality = _finish(part, manifest, plan, bank_dtype, options, output, progress)
     notes = [f"attention is traced in full: {reason}" for reason in trace.eager_reasons]
     notes += [f"no generation, prompts only: {reason}" for reason in reasons]
     notes += [f"no bottleneck can go behind {path}: no addition follows" for path in trace.endless]
@@ -222,6 +225,7 @@ def lower_again(
     plan = plan_again(bundle, options)
     dtype = options.dtype or manifest.base.dtype
     quantization = choose_quantization(options, manifest.base.task, dtype, manifest.base.quantization)
+    bank_dtype = choose_bank_dtype(options, plan, dtype, manifest.bank_dtype)
     engines = engine_targets(target)
     with atomic_folder(target) as part:
         carry_trace(bundle, part)
@@ -235,7 +239,7 @@ def lower_again(
         )
         if target != source and adapters:
             carry_adapters(bundle.root, part)
-        differences, quality = _finish(part, changed, plan, options, target, progress)
+        differences, quality = _finish(part, changed, plan, bank_dtype, options, target, progress)
     return BuildResult(Bundle.open(target), differences, _plan_notes(plan), quality, engines)
 
 
@@ -243,6 +247,7 @@ def _finish(
     part: Path,
     manifest: Manifest,
     plan: Plan,
+    bank_dtype: BankDtype | None,
     asked: BuildOptions,
     target: Path,
     progress: Progress,
@@ -251,7 +256,7 @@ def _finish(
     progress("lower it for ONNX Runtime")
     trace = ir.load(part / TRACE_FILE)
     quantization = manifest.base.quantization
-    options = replace(plan.lowering(manifest.base.dtype), quantization=quantization)
+    options = replace(plan.lowering(manifest.base.dtype, bank_dtype), quantization=quantization)
     lowered = lower(trace, options)
     write_lowered(lowered.graph, part, options)
 

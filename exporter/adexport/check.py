@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from adexport_runtime import dtypes
-from adexport_runtime.backends.onnxruntime import open_session
+from adexport_runtime.backends.onnxruntime import open_session, ort_value
 from adexport_runtime.caches import Generation
 from adexport_runtime.errors import BuildError, Code, Problem
 from adexport_runtime.graph_io import kind_of
@@ -171,6 +171,12 @@ class _Runner:
         self._session = open_session(path, threads=1, integers=integers)
         self._even, self._room = even, room
         self._dtype = dtypes.NUMPY[dtype]
+        self.bank_dtype = next(
+            (f.dtype for site in slots.sites for f in site.linear.factors.values() if f.dtype != "float"),
+            next((s.slot.down.dtype for s in slots.bottlenecks.sites), "float")
+            if slots.bottlenecks
+            else "float",
+        )
         self._generation = generation
         self.slots = slots
 
@@ -209,6 +215,10 @@ class _Runner:
     def _called(self, feeds: dict[str, Array]) -> dict[str, Array]:
         names = [output.name for output in self._session.get_outputs()]
         try:
+            if self.bank_dtype == "bf16":
+                values = {name: ort_value(array) for name, array in feeds.items()}
+                found = self._session.run_with_ort_values(names, values)
+                return {name: value.numpy() for name, value in zip(names, found, strict=True)}
             return dict(zip(names, self._session.run(names, feeds), strict=True))
         except Exception as error:
             raise BuildError(
@@ -239,6 +249,11 @@ class _Runner:
         for path, factors, rows in self._filled(name):
             for factor, slot in factors.items():
                 kept = [row.get(factor) if factor in allowed.get(path, ()) else None for row in rows]
+                if only.bank_dtype != "float":  # what is compared is arithmetic, not the rounding
+                    narrow = dtypes.NUMPY[only.bank_dtype]
+                    kept = [
+                        row if row is None or slot.dtype == "int64" else row.astype(narrow) for row in kept
+                    ]
                 banks[slot.name] = self._bank(slot, kept)
         return self._evened(banks) if self._even else banks
 
@@ -290,7 +305,7 @@ class _Runner:
             size if isinstance(size, int) else max((sizes[axis] for sizes in there), default=0)
             for axis, size in enumerate(slot.shape[1:])
         ]
-        dtype = self._dtype if slot.dtype == "float" else np.dtype(np.int64)
+        dtype = self._dtype if slot.dtype == "float" else dtypes.NUMPY[slot.dtype]
         bank = np.full([len(rows) + 1, *shape], slot.identity == "ones", dtype)
         for index, row in enumerate(rows, start=1):
             if row is not None:

@@ -28,9 +28,10 @@ class BuildOptions:
     which exactly the slots that they need are made. ``bottlenecks`` names forms as the adapters
     library does (``seq_bn``, …), ``activations`` what stands between the layers of bottlenecks and
     heads. ``tolerance`` is the largest difference from torch, as a part of the largest value (at
-    least 1). ``quantize`` is ``int8``, ``int4`` or ``none``, ``quantize_method`` ``weight-only`` or
-    ``dynamic``, ``quantize_also`` which of ``embeddings`` and ``lm_head`` go along, ``min_cosine`` how
-    near the quantized outputs must come to the float ones.
+    least 1). ``bank_dtype`` is ``fp16`` or ``bf16`` for adapters in 16 bits under a float32 base, which
+    rounds them; ``fp32`` for none of that. ``quantize`` is ``int8``, ``int4`` or ``none``,
+    ``quantize_method`` ``weight-only`` or ``dynamic``, ``quantize_also`` which of ``embeddings`` and
+    ``lm_head`` go along, ``min_cosine`` how near the quantized outputs must come to the float ones.
     """
 
     slots: tuple[str, ...] | None = None
@@ -41,6 +42,7 @@ class BuildOptions:
     bottlenecks: tuple[str, ...] | None = None
     activations: tuple[Activation, ...] | None = None
     dtype: str | None = None
+    bank_dtype: str | None = None
     quantize: str | None = None
     quantize_method: str | None = None
     quantize_also: tuple[str, ...] | None = None

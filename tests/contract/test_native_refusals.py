@@ -19,6 +19,7 @@ from tests.conftest import GOLDEN, MakeLora
 from tests.runtime.spoiled_manifests import (
     BAD_QUANTIZATIONS,
     INCONSISTENT,
+    INCONSISTENT_BANKS,
     INCONSISTENT_GENERATION,
     INCONSISTENT_SLOTS,
     JSON,
@@ -26,6 +27,7 @@ from tests.runtime.spoiled_manifests import (
     QUANTIZATION,
     Data,
     make_generating,
+    narrow,
 )
 from tests.runtime.support import QUERY, VALUE, Tensors, edit_tensors
 
@@ -107,12 +109,18 @@ class TestManifests:
         INCONSISTENT_GENERATION[name][0](data)
         assert set(refuse(data)[1]) == {"bad-manifest"}
 
+    @pytest.mark.parametrize("name", INCONSISTENT_BANKS)
+    def test_inconsistent_banks(self, refuse: Callable[[Any], Found], data: Data, name: str) -> None:
+        narrow(data)
+        INCONSISTENT_BANKS[name][0](data)
+        assert set(refuse(data)[1]) == {"bad-manifest"}
+
     @pytest.mark.parametrize("change", [change for change, _ in BAD_QUANTIZATIONS], ids=str)
     def test_quantization(self, refuse: Callable[[Any], Found], data: Data, change: Data) -> None:
         data["base"]["quantization"] = {**QUANTIZATION, **change}
         assert set(refuse(data)[1]) == {"bad-manifest"}
 
-    @pytest.mark.parametrize("version", [0, 99, "1", None, True, [1], {}, 1.5])
+    @pytest.mark.parametrize("version", [0, 5, 99, "1", None, True, [1], {}, 1.5])
     def test_version(self, refuse: Callable[[Any], Found], data: Data, version: object) -> None:
         assert set(refuse({**data, "format_version": version, "surprise": 1})[1]) == {"version"}
 

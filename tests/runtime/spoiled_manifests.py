@@ -173,6 +173,23 @@ INCONSISTENT_SLOTS: dict[str, tuple[Callable[[Data], None], str]] = {
 }
 
 
+def narrow(data: Data) -> None:
+    """Let one site's slot inputs be of 16 bits."""
+    for factor in ("lora_A", "lora_B"):
+        data["sites"][0]["linear"][factor]["dtype"] = "bf16"
+
+
+#: the same where slot inputs have a type of their own
+INCONSISTENT_BANKS: dict[str, tuple[Callable[[Data], None], str]] = {
+    "an older version": (put("format_version", value=3), "not known to version 3"),
+    "a base of 16 bits": (put("base", "dtype", value="fp16"), "under float32 only"),
+    "scales that erase": (
+        put("sites", 0, "linear", "lora_A", "identity", value="ones"),
+        "lora_A must be float with zeros",
+    ),
+}
+
+
 def make_generating(data: Data) -> None:
     """Let the manifest be that of a graph with one cache, whose slots have the batch's rows."""
     cache = {"past_key": "pk", "past_value": "pv", "present_key": "k", "present_value": "v"}

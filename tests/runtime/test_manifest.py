@@ -17,6 +17,7 @@ from adexport_runtime.manifest import parse_manifest
 from .spoiled_manifests import (
     BAD_QUANTIZATIONS,
     INCONSISTENT,
+    INCONSISTENT_BANKS,
     INCONSISTENT_GENERATION,
     INCONSISTENT_SLOTS,
     JSON,
@@ -24,6 +25,7 @@ from .spoiled_manifests import (
     QUANTIZATION,
     Data,
     make_generating,
+    narrow,
     put,
 )
 from .support import subjects
@@ -106,12 +108,12 @@ def test_quantization(data: Data, change: Data, where: str) -> None:
     assert {problem.subject for problem in error.problems} == {where}
 
 
-@pytest.mark.parametrize("version", [0, 4, 99, "1", None, True, [1], {}, 1.5])
+@pytest.mark.parametrize("version", [0, 5, 99, "1", None, True, [1], {}, 1.5])
 def test_version(data: Data, version: object) -> None:
     error = refused({**data, "format_version": version, "surprise": 1})
     assert error.codes == {Code.VERSION}  # and not what a reader of version 1 thinks of the rest
     assert error.problems[0].got == repr(version)
-    assert error.problems[0].expected == "1 or 2 or 3"
+    assert error.problems[0].expected == "1 or 2 or 3 or 4"
 
 
 def test_no_version(data: Data) -> None:
@@ -174,6 +176,23 @@ def test_inconsistent_generation(data: Data, name: str) -> None:
     error = refused(data)
     assert error.codes == {Code.BAD_MANIFEST}
     assert said in str(error)
+
+
+@pytest.mark.parametrize("name", INCONSISTENT_BANKS)
+def test_inconsistent_banks(data: Data, name: str) -> None:
+    narrow(data)
+    assert parse_manifest(json.dumps(data)).bank_dtype == "bf16"
+    edit, said = INCONSISTENT_BANKS[name]
+    edit(data)
+    error = refused(data)
+    assert error.codes == {Code.BAD_MANIFEST}
+    assert said in str(error)
+
+
+def test_the_head_has_the_type_of_the_base(every_slot: Path) -> None:
+    data = json.loads((every_slot / "manifest.json").read_text())
+    data["head"]["slot"]["out"]["dtype"] = "fp16"
+    assert "the head's slot inputs" in str(refused(data))
 
 
 def test_inconsistencies_are_named_together(data: Data) -> None:

@@ -63,6 +63,11 @@ _TASKS = ("auto", *get_args(Task))
 )
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: fp32")
 @click.option(
+    "--bank-dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Of adapters in memory, under a float32 base: 16 bits halve it, and round them. Default: fp32",
+)
+@click.option(
     "--quantize",
     type=click.Choice([INT8, INT4, NONE]),
     help="Store the frozen weights as integers; slots stay float. Default: none, or what the bundle has.",
@@ -100,6 +105,7 @@ def build(
     bottlenecks: str | None,
     activations: str | None,
     dtype: str | None,
+    bank_dtype: str | None,
     quantize: str | None,
     quantize_method: str | None,
     quantize_also: str | None,
@@ -129,6 +135,7 @@ def build(
         bottlenecks=_names(bottlenecks),
         activations=cast("tuple[Activation, ...] | None", _names(activations)),
         dtype=dtype,
+        bank_dtype=bank_dtype,
         quantize=quantize,
         quantize_method=quantize_method,
         quantize_also=() if quantize_also == "none" else _names(quantize_also),

@@ -86,6 +86,7 @@ def _bundle(path: Path, check: bool) -> dict[str, Any]:
         "architecture": base.architecture,
         "task": base.task,
         "dtype": base.dtype,
+        "bank_dtype": manifest.bank_dtype or base.dtype,
         "quantization": _dumped(base.quantization),
         "fingerprint": base.fingerprint,
         "opset": manifest.opset,

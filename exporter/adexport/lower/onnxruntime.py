@@ -13,6 +13,7 @@ from adexport_runtime.slots import Guards
 from ..ops import CACHED_ATTENTION
 from ..slots.kinds import LORA
 from .attention import FUSED_SINCE_OPSET, lower_attention
+from .banks import lower_banks
 from .batched import lower_batched
 from .bottleneck import lower_residuals
 from .cached import lower_cached
@@ -57,6 +58,8 @@ def lower(graph: ir.Model, options: LowerOptions) -> Slotted:
     )
     if batched and ids is not None:
         lower_batched(graph, ids)
+    if options.bank_dtype is not None:
+        slots = lower_banks(graph, slots, options.bank_dtype)
     lower_precision(graph, options.dtype, floats)
     lower_quantization(graph, options.quantization, frozen)
     RemoveUnusedNodesPass()(graph)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from adexport_runtime.quantization import Quantization
-from adexport_runtime.slots import Activation, BottleneckForm
+from adexport_runtime.slots import Activation, BankDtype, BottleneckForm
 
 from ..slots.kinds import LORA
 
@@ -33,6 +33,7 @@ class LowerOptions:
 
     ``sites`` are linear layers by path, each with the factors that its slot has. ``guarded``: slots are
     skipped when no row of the batch has anything for them, at the price of an ``If`` for each.
+    ``bank_dtype``: slot inputs are of that type, whatever computes; None: of ``dtype``.
     ``in_place``: caches of just so many tokens are written where they lie (for TensorRT; None: copied).
     """
 
@@ -43,6 +44,7 @@ class LowerOptions:
     guarded: bool = True
     quantization: Quantization | None = None
     in_place: int | None = None
+    bank_dtype: BankDtype | None = None
 
 
 def lora_at(paths: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -17,7 +17,8 @@ from adexport_runtime.tensors import Array
 
 from ..ops import PAST, PRESENT
 
-_TYPES = {
+#: the format's name of a float type -> ONNX's
+TYPES = {
     "fp32": ir.DataType.FLOAT,
     "fp16": ir.DataType.FLOAT16,
     "bf16": ir.DataType.BFLOAT16,
@@ -45,14 +46,14 @@ def lower_precision(model: ir.Model, dtype: str, floats: frozenset[str] = frozen
         # a lone constant beyond the limit is a mask's "minus infinity": the nearest finite value
         return np.clip(array, -limit, limit).astype(dtypes.NUMPY[dtype])
 
-    _retype(model.graph, _TYPES["fp32"], _TYPES[dtype], rounded)
-    _keep_inputs_float32(model.graph, _TYPES[dtype], floats)
-    _keep_outputs_float32(model.graph, _TYPES[dtype])
+    _retype(model.graph, TYPES["fp32"], TYPES[dtype], rounded)
+    _keep_inputs_float32(model.graph, TYPES[dtype], floats)
+    _keep_outputs_float32(model.graph, TYPES[dtype])
 
 
 def widen_to_float32(model: ir.Model, dtype: str) -> None:
     """Let a lowered graph compute in float32 on its rounded weights (to check it on a CPU)."""
-    _retype(model.graph, _TYPES[dtype], _TYPES["fp32"], lambda array: array.astype(np.float32))
+    _retype(model.graph, TYPES[dtype], TYPES["fp32"], lambda array: array.astype(np.float32))
 
 
 def _check_range(graph: ir.Graph, dtype: str) -> None:

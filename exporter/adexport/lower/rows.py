@@ -15,6 +15,7 @@ import onnx_ir as ir
 from adexport_runtime.slots import Activation
 
 from ..ops import (
+    BOTTLENECK_ADD,
     BOTTLENECK_ADD_IF,
     DOMAIN,
     LORA_ADD,
@@ -29,6 +30,17 @@ from .activation import activate
 from .graph import Emit
 from .guard import Branch
 
+#: the inputs of each function that are rows of banks
+BANKS = {
+    LORA_ADD: ("A", "B"),
+    LORA_ADD_IF: ("A", "B"),
+    LORA_BIAS_ADD_IF: ("A", "B"),
+    ROW_SCALE: ("scale",),
+    ROW_ADD: ("bias",),
+    ROW_LINEAR: ("weight", "bias"),
+    BOTTLENECK_ADD: ("down", "down_bias", "up", "up_bias"),
+    BOTTLENECK_ADD_IF: ("down", "down_bias", "up", "up_bias"),
+}
 _ACTIVATIONS = "activations"
 _Body = Callable[..., ir.Value]
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from adexport_runtime.adapters import NeutralAdapter, read_adapter
 from adexport_runtime.errors import AdapterError, BuildError, Code, Problem
-from adexport_runtime.slots import BottleneckForm, Location
+from adexport_runtime.slots import BankDtype, BottleneckForm, Location
 
 from ..lower import BottleneckOptions, HeadOptions, LowerOptions, bottleneck_places, has_head, linear_layers
 from ..options import BuildOptions
@@ -72,9 +72,9 @@ class Plan:
     head: HeadOptions | None = None
     left_out: tuple[str, ...] = ()
 
-    def lowering(self, dtype: str) -> LowerOptions:
+    def lowering(self, dtype: str, bank_dtype: BankDtype | None = None) -> LowerOptions:
         """What a lowering is told."""
-        return LowerOptions(self.sites, self.bottlenecks, self.head, dtype)
+        return LowerOptions(self.sites, self.bottlenecks, self.head, dtype, bank_dtype=bank_dtype)
 
     @property
     def slots(self) -> tuple[str, ...]:

@@ -215,6 +215,18 @@ def _lower(
 ) -> Path:
     """The ONNX file for TensorRT, with its weights beside it, checked against what torch computed."""
     manifest = bundle.manifest
+    if manifest.bank_dtype is not None:
+        raise BuildError(
+            "no engine was built",
+            Problem(
+                Code.UNSUPPORTED,
+                "--bank-dtype",
+                got=f"a bundle with adapters in {manifest.bank_dtype} under a float32 base",
+                expected="adapters of the base's type",
+                cause="such banks are for ONNX Runtime",
+                mend=f"adexport build BUNDLE --bank-dtype fp32, or --dtype {manifest.bank_dtype}",
+            ),
+        )
     progress("lower it for TensorRT")
     trace = ir.load(bundle.root / TRACE_FILE)
     lowering = replace(

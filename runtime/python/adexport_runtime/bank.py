@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import dtypes
 from .errors import BankFullError, Code, Problem, UnknownAdapterError
 from .manifest import SlotInput
 from .tensors import Array
@@ -103,7 +104,7 @@ class Bank:
         """
         self._slots = {slot.name: slot.shape[1:] for slot in slots}
         self._dtypes = {
-            slot.name: dtype if slot.dtype == "float" else np.dtype(slot.dtype) for slot in slots
+            slot.name: dtype if slot.dtype == "float" else dtypes.NUMPY[slot.dtype] for slot in slots
         }
         self._identity = {slot.name: 1 if slot.identity == "ones" else 0 for slot in slots}
         self._limit = rows if rows is not None else most

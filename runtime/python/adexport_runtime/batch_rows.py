@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import dtypes
 from .bank import Tensors, rounded_sizes, sizes_of
 from .slots import SlotInput
 from .tensors import Array
@@ -30,7 +31,7 @@ class BatchRows:
         self._slots = {slot.name: slot for slot in slots}
         self._shapes = {slot.name: slot.shape[1:] for slot in slots}
         self._dtypes = {
-            slot.name: dtype if slot.dtype == "float" else np.dtype(slot.dtype) for slot in slots
+            slot.name: dtype if slot.dtype == "float" else dtypes.NUMPY[slot.dtype] for slot in slots
         }
         self._rows: list[Mapping[str, int]] = [{} for _ in range(rows)]
         symbols = {size for shape in self._shapes.values() for size in shape if isinstance(size, str)}

@@ -212,7 +212,7 @@ def _take(left: dict[str, Array], slots: Mapping[str, SlotInput]) -> dict[str, A
     return {
         factor: left.pop(slot.name)
         for factor, slot in slots.items()
-        if slot.name in left and slot.dtype == "float"
+        if slot.name in left and slot.dtype != "int64"
     }
 
 
@@ -288,7 +288,7 @@ def _slot_problems(
                         mend="save or bind the original adapter again",
                     )
                 )
-        problems += _value_problems(name, tensor, manifest)
+        problems += _value_problems(name, tensor, slots[factor], manifest)
     widest = max(ragged.values(), default=0)
     if limit is not None and limit.largest is not None and widest > limit.largest:
         problems.append(
@@ -319,8 +319,8 @@ def _wrong_shape(name: str, got: str, expected: str, manifest: Manifest) -> Prob
     )
 
 
-def _value_problems(name: str, tensor: Array, manifest: Manifest) -> list[Problem]:
-    """NaN, Inf, and what would become Inf in the bundle's element type."""
+def _value_problems(name: str, tensor: Array, slot: SlotInput, manifest: Manifest) -> list[Problem]:
+    """NaN, Inf, and what would become Inf in the slot's element type."""
     largest = float(np.abs(tensor).max())
     if not np.isfinite(largest):
         count = int(tensor.size - np.isfinite(tensor).sum())
@@ -334,15 +334,18 @@ def _value_problems(name: str, tensor: Array, manifest: Manifest) -> list[Proble
                 mend="train it again, or copy it again",
             )
         ]
-    if largest > dtypes.largest(manifest.base.dtype):
+    dtype, option = (
+        (manifest.base.dtype, "--dtype") if slot.dtype == "float" else (slot.dtype, "--bank-dtype")
+    )
+    if largest > dtypes.largest(dtype):
         return [
             Problem(
                 Code.OVERFLOW,
                 name,
                 got=f"{largest:.6g} after scaling",
-                expected=f"at most {dtypes.largest(manifest.base.dtype):.6g} ({manifest.base.dtype})",
+                expected=f"at most {dtypes.largest(dtype):.6g} ({dtype})",
                 cause="the element type of the bundle is too small for these values",
-                mend="adexport build BUNDLE --dtype bf16 (or fp32)",
+                mend=f"adexport build BUNDLE {option} bf16 (or fp32)",
             )
         ]
     return []

@@ -63,7 +63,7 @@ def graph_inputs(manifest: Manifest) -> tuple[Tensor, ...]:
     taken += [
         Tensor(
             name=slot.name,
-            dtype=manifest.base.dtype if slot.dtype == "float" else "int64",
+            dtype=manifest.base.dtype if slot.dtype == "float" else slot.dtype,
             shape=slot.shape,
         )
         for slot in manifest.slot_inputs

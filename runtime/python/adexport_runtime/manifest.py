@@ -7,7 +7,7 @@ reader that skipped it could serve something other than what was built.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ from .files import DuplicateKeyError, load_json
 from .quantization import Quantization
 from .schema import Positive, Schema
 from .slots import (
+    BankDtype,
     Bottlenecks,
     BottleneckSlot,
     Guards,
@@ -45,9 +46,9 @@ __all__ = [
     "parse_manifest",
 ]
 
-FORMAT_VERSION: Final = 3
-#: versions 1 and 2 had nothing that version 3 does not have
-READABLE_VERSIONS = (1, 2, 3)
+FORMAT_VERSION: Final = 4
+#: earlier versions had nothing that version 4 does not have
+READABLE_VERSIONS = (1, 2, 3, 4)
 
 Dtype = Literal["fp32", "fp16", "bf16", "int64", "int32"]
 FloatDtype = Literal["fp32", "fp16", "bf16"]
@@ -143,7 +144,7 @@ class File(Schema):
 class Manifest(Schema):
     """Everything a runtime needs to know about a bundle."""
 
-    format_version: Literal[1, 2, 3] = FORMAT_VERSION
+    format_version: Literal[1, 2, 3, 4] = FORMAT_VERSION
     base: Base
     opset: Positive
     slots: tuple[SlotKind, ...]
@@ -172,7 +173,7 @@ class Manifest(Schema):
             wrong.append("sites, slots and adapter_ids must be there together or not at all")
         if (self.slot_rows == "batch") != (slotted and self.generation is not None):
             wrong.append("slot_rows must be batch if and only if there are slots and generation")
-        wrong += self._generation_faults()
+        wrong += self._generation_faults() + self._bank_faults()
         for kind, there in self._kinds().items():
             if there != (kind in self.slots):
                 wrong.append(f"slots must name {kind} if and only if there are such slots")
@@ -209,6 +210,20 @@ class Manifest(Schema):
         }
         return [fault for fault, there in faults.items() if there]
 
+    def _bank_faults(self) -> list[str]:
+        """Slot inputs of a type of their own where there can be none."""
+        narrow = [slot.name for slot in self.slot_inputs if slot.dtype in get_args(BankDtype)]
+        if not narrow:
+            return []
+        heads = {slot.name for slot in self.head.slot.factors.values()} if self.head else set()
+        faults = {
+            f"a dtype of slot inputs is not known to version {self.format_version}": self.format_version
+            < 4,
+            "slot inputs have a dtype of their own under float32 only": self.base.dtype != "fp32",
+            "the head's slot inputs have the dtype of the base": bool(heads & set(narrow)),
+        }
+        return [fault for fault, there in faults.items() if there]
+
     def _kinds(self) -> dict[SlotKind, bool]:
         """Which kinds of slots there are."""
         linear = {factor for site in self.sites for factor in site.linear.factors}
@@ -229,6 +244,14 @@ class Manifest(Schema):
         slots += [self.head.slot] if self.head else []
         slots += [self.guards] if self.guards else []
         return tuple(factor for slot in slots for factor in slot.factors.values())
+
+    @property
+    def bank_dtype(self) -> BankDtype | None:
+        """The type of slot inputs, where it is not the base's."""
+        for dtype in get_args(BankDtype):
+            if any(slot.dtype == dtype for slot in self.slot_inputs):
+                return cast(BankDtype, dtype)
+        return None
 
     @cached_property
     def site_by_path(self) -> dict[str, Site]:

@@ -21,26 +21,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from .schema import Positive, Schema
 
 SlotKind = Literal["lora", "bias", "scale", "bottleneck", "head"]
 Activation = Literal["relu", "gelu", "gelu_new", "silu", "tanh", "linear"]
 Location = Literal["mh", "output"]
+#: element types of slot inputs that differ from the bundle's own
+BankDtype = Literal["fp16", "bf16"]
 Feature = Literal["first", "pooler", "last", "tokens"]
 
 
 class SlotInput(Schema):
     """A graph input that carries one factor of a slot; ``shape`` starts with the bank's rows.
 
-    ``identity`` is what a row without an adapter holds. ``dtype`` ``float`` means the bundle's own.
+    ``identity`` is what a row without an adapter holds. ``dtype`` ``float`` means the bundle's own;
+    ``fp16`` and ``bf16`` stand under a float32 base.
     """
 
     name: str
     shape: tuple[str | Positive, ...]
     identity: Literal["zeros", "ones"] = "zeros"
-    dtype: Literal["float", "int64"] = "float"
+    dtype: Literal["float", "int64", "fp16", "bf16"] = "float"
 
 
 class _Slot(Schema):
@@ -56,10 +59,10 @@ class _Slot(Schema):
         sizes: dict[str, str | int] = {}
         for name, factor in self.factors.items():
             wanted = expected[name]
-            dtype = "float" if wanted else "int64"
+            dtypes = ("float", *get_args(BankDtype)) if wanted else ("int64",)
             identity = "ones" if name.startswith("scale") else "zeros"
-            if (factor.dtype, factor.identity) != (dtype, identity):
-                wrong.append(f"{factor.name} must be {dtype} with {identity} for the identity")
+            if factor.dtype not in dtypes or factor.identity != identity:
+                wrong.append(f"{factor.name} must be {dtypes[0]} with {identity} for the identity")
             got = factor.shape[1:]
             same = len(got) == len(wanted) and all(
                 size == (want if isinstance(want, int) else sizes.setdefault(want, size))

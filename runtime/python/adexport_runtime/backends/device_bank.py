@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import dtypes
 from ..bank import IDENTITY_ROW, Lease, Tensors
 from ..batch_rows import BatchRows
 from ..errors import Code, Problem, RequestError
@@ -87,8 +88,8 @@ class SlotMemory:
             for symbol, size in zip(slot.shape[1:], shape[1:], strict=True)
             if isinstance(symbol, str)
         }
-        dtypes = [dtype if slot.dtype == "float" else np.dtype(slot.dtype) for slot in slots]
-        plain = [DeviceArray(0, shape, kind) for shape, kind in zip(self.shapes, dtypes, strict=True)]
+        kinds = [dtype if slot.dtype == "float" else dtypes.NUMPY[slot.dtype] for slot in slots]
+        plain = [DeviceArray(0, shape, kind) for shape, kind in zip(self.shapes, kinds, strict=True)]
         self.nbytes = sum(aligned(array.nbytes) for array in plain)
         self._address = device.allocate(self.nbytes) if self.nbytes else None
         place = self._address or 0

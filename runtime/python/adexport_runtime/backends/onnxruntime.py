@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import dtypes
 from ..bank import Lease
 from ..batch_rows import BatchRows
@@ -107,6 +109,14 @@ def open_session(
         )
     except Exception as error:
         raise graph_refused(model, error) from error
+
+
+def ort_value(array: Array) -> Any:
+    """An OrtValue that shares an array's memory; numpy has no bfloat16 that ONNX Runtime knows."""
+    values = import_onnxruntime().OrtValue
+    if array.dtype == dtypes.NUMPY["bf16"]:
+        return values.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), ONNX_BFLOAT16)
+    return values.ortvalue_from_numpy(array)
 
 
 def graph_refused(model: Path, error: Exception) -> BundleError:
@@ -210,7 +220,6 @@ class OnnxRuntimeBackend:
                     mend="adexport build BUNDLE --dtype fp32 (or fp16), or ask for cuda",
                 ),
             )
-        self._ort = import_onnxruntime()
         quantization = manifest.base.quantization
         integers = quantization is not None and quantization.method == "dynamic"
         self._session = open_session(model, threads, spin=spin, integers=integers, kernels=kernels)
@@ -268,7 +277,8 @@ class OnnxRuntimeBackend:
         slots_key = (slots, slots.layout, rows.start, rows.stop)
         if binding.slots != slots_key:
             for name, array in slots.view(rows).items():
-                io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                kind = ONNX_BFLOAT16 if array.dtype == dtypes.NUMPY["bf16"] else array.dtype
+                io.bind_input(name, "cpu", 0, kind, array.shape, array.ctypes.data)
             binding.slots = slots_key
         for name, value in feeds.items():
             io.bind_cpu_input(name, value)
@@ -315,8 +325,7 @@ class OnnxRuntimeBackend:
         with self._lock:
             kept, values = self._resident
             if kept != lease.layout:
-                make = self._ort.OrtValue.ortvalue_from_numpy
-                values = {name: make(array) for name, array in lease.arrays.items()}
+                values = {name: ort_value(array) for name, array in lease.arrays.items()}
                 if lease.layout > kept:
                     self._resident = (lease.layout, values)
             return values
