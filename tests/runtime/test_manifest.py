@@ -178,6 +178,12 @@ def test_inconsistent_generation(data: Data, name: str) -> None:
     assert said in str(error)
 
 
+def test_a_copy_forgets_what_was_cached(text: str) -> None:
+    manifest = parse_manifest(text)
+    assert manifest.slot_inputs
+    assert manifest.model_copy(update={"sites": (), "guards": None}).slot_inputs == ()
+
+
 @pytest.mark.parametrize("name", INCONSISTENT_BANKS)
 def test_inconsistent_banks(data: Data, name: str) -> None:
     narrow(data)

@@ -7,7 +7,6 @@ Heads keep the base's type: they are small, and read once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -49,12 +48,13 @@ def lower_banks(model: ir.Model, slots: Slotted, dtype: BankDtype) -> Slotted:
 
 
 def _narrowed(slot: _Slot, dtype: BankDtype) -> _Slot:
-    narrow: Mapping[str, object] = {
-        name: factor.model_copy(update={"dtype": dtype})
-        for name, factor in slot.factors.items()
-        if factor.dtype == "float"
-    }
-    return slot.model_copy(update=dict(narrow))
+    return slot.model_copy(
+        update={
+            name: factor.model_copy(update={"dtype": dtype})
+            for name, factor in slot.factors.items()
+            if factor.dtype == "float"
+        }
+    )
 
 
 def _widen(function: ir.Function) -> None:
