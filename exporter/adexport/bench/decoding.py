@@ -17,6 +17,7 @@ import numpy as np
 
 from adexport_runtime import dtypes
 from adexport_runtime.backends import Binding
+from adexport_runtime.backends.kernels import find_kernels
 from adexport_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from adexport_runtime.batch_rows import BatchRows
 from adexport_runtime.bind import load_adapter
@@ -159,7 +160,9 @@ class Stepper:
         manifest = bundle.manifest
         assert manifest.generation is not None
         self._generation = manifest.generation
-        self._backend = OnnxRuntimeBackend(bundle.model_path, manifest, workload.threads, spin=False)
+        self._backend = OnnxRuntimeBackend(
+            bundle.model_path, manifest, workload.threads, spin=False, kernels=find_kernels()
+        )
         self._ids = np.asarray(workload.feeds["input_ids"])
         batch, room = self._ids.shape
         self._caches = self._backend.caches(batch, room)

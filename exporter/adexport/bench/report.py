@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from adexport_runtime.backends.kernels import describe_kernels, find_kernels
+
 from .measure import Quartiles
 
 _PACKAGES = ("adexport", "onnxruntime", "torch", "peft", "transformers")
@@ -66,7 +68,14 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+    kernels = find_kernels()
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+        "kernels": "none" if kernels is None else describe_kernels(kernels).isa,
+    }
 
 
 def _cpu() -> str:
