@@ -5,7 +5,8 @@
 FOLDER gets ``NAME.bundle`` with adapters bound into them, and ``cases/BUNDLE.CASE.safetensors``: inputs as
 ``input.NAME``, outputs as ``output.NAME``, and in the metadata ``bundle``, ``adapters`` (a name, or nothing for
 the base, for each row, with commas between them) and ``labels`` (of each row, with ``|`` between them and
-commas between rows). Cases of a generation have ``prompt.ROW`` and ``generated.ROW``.
+commas between rows); ``onnxruntime`` is its version. Cases of a generation have ``prompt.ROW`` and
+``generated.ROW``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+import onnxruntime
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
@@ -80,6 +82,7 @@ def save_run(
     tensors = {f"input.{name}": np.ascontiguousarray(array) for name, array in inputs.items()}
     tensors |= {f"output.{name}": np.ascontiguousarray(array) for name, array in outputs.items()}
     metadata = {
+        "onnxruntime": onnxruntime.__version__,
         "bundle": bundle.name,
         "adapters": ",".join(row or "" for row in rows),
         "labels": ",".join("|".join(names) for names in outputs.labels),
@@ -182,6 +185,7 @@ def save_generation(folder: Path, bundle: Path, case: str, count: int, **setting
     tensors = {f"prompt.{row}": np.array(prompt, np.int64) for row, prompt in enumerate(prompts)}
     tensors |= {f"generated.{row}": np.array(made.ids, np.int64) for row, made in enumerate(generated)}
     metadata = {
+        "onnxruntime": onnxruntime.__version__,
         "bundle": bundle.name,
         "adapters": ",".join(row or "" for row in rows),
         "reasons": ",".join(made.reason for made in generated),

@@ -49,7 +49,8 @@ std::vector<std::string> run_cases();
 Options test_options();
 Engine open_engine(const std::string& bundle);
 
-// How far outputs are from what Python computed, at most; labels and shapes must be the same.
+// How far outputs are from what Python computed, at most, but at paddings, which nobody defines; labels and
+// shapes must be the same.
 double difference(const Outputs& outputs, const Case& expected);
 
 // What `work` is refused with.
