@@ -2,11 +2,11 @@
 
     python runtime/cpp/tests/make_bundles.py FOLDER
 
-FOLDER gets ``NAME.bundle`` with adapters bound into them, and ``cases/BUNDLE.CASE.safetensors``: inputs as
-``input.NAME``, outputs as ``output.NAME``, and in the metadata ``bundle``, ``adapters`` (a name, or nothing for
-the base, for each row, with commas between them) and ``labels`` (of each row, with ``|`` between them and
-commas between rows); ``onnxruntime`` is its version. Cases of a generation have ``prompt.ROW`` and
-``generated.ROW``.
+FOLDER gets ``NAME.bundle`` with adapters bound into them, and ``cases/BUNDLE.CASE.safetensors``: inputs
+as ``input.NAME``, outputs as ``output.NAME``, and in the metadata ``bundle``, ``adapters`` (a name, or
+nothing for the base, for each row, with commas between them), ``labels`` (of each row, with ``|`` between
+them and commas between rows) and the version of ``onnxruntime``. Cases of a generation have ``prompt.ROW``
+and ``generated.ROW``.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ TINY = {
     "max_position_embeddings": 40,
 }
 RANKS = {"a": 2, "b": 5, "c": 16}
+LAYERS = ["query", "value", "intermediate.dense"]
 
 
 def save_lora(model: Any, folder: Path, seed: int, **settings: Any) -> Path:
@@ -116,14 +117,36 @@ def make_encoder(folder: Path, scratch: Path) -> None:
     build_model(str(model), bundle, options=BuildOptions(max_rank=16))
     half = BuildOptions(dtype="fp16", tolerance=TOLERANCE["fp16"])
     dynamic = BuildOptions(quantize="int8", quantize_method="dynamic", min_cosine=0.5)
-    for name, options in (("half", half), ("dynamic", dynamic), ("plain", BuildOptions(slots=()))):
+    brain = BuildOptions(dtype="bf16", tolerance=TOLERANCE["bf16"])
+    lowered = {"half": half, "brain": brain, "dynamic": dynamic, "plain": BuildOptions(slots=())}
+    for name, options in lowered.items():
         lower_again(bundle, folder / f"{name}.bundle", options=options)
-    lower_again(bundle, folder / "brain.bundle", options=BuildOptions(dtype="bf16", tolerance=TOLERANCE["bf16"]))
+    lower_again(
+        bundle, folder / "brain.bundle", options=BuildOptions(dtype="bf16", tolerance=TOLERANCE["bf16"])
+    )
     for name in ("encoder", "half", "dynamic"):
         target = folder / f"{name}.bundle"
-        bind_ranked(target, lambda: AutoModel.from_pretrained(model), scratch, ["query", "value", "intermediate.dense"])
+        bind_ranked(
+            target,
+            lambda: AutoModel.from_pretrained(model),
+            scratch,
+            ["query", "value", "intermediate.dense"],
+        )
         save_runs(folder, target)
     save_run(folder, folder / "plain.bundle", "base", ragged(2, 5, 2), [None] * 2)
+
+
+def make_deep(folder: Path, scratch: Path) -> None:
+    """A BERT with as many slot inputs as MiniLM has, 72, and next to nothing to compute."""
+    torch.manual_seed(0)
+    model = scratch / "deep"
+    BertModel(BertConfig(**{**TINY, "num_hidden_layers": 6})).save_pretrained(model)
+    bundle = folder / "deep.bundle"
+    build_model(str(model), bundle, options=BuildOptions(max_rank=16))
+    bind_ranked(
+        bundle, lambda: AutoModel.from_pretrained(model), scratch, ["query", "value", "intermediate.dense"]
+    )
+    save_run(folder, bundle, "mixed", ragged(4, 6), ["a", None, "b", "c"])
 
 
 def make_classifier(folder: Path, scratch: Path) -> None:
@@ -168,7 +191,10 @@ def make_decoder(folder: Path, scratch: Path) -> None:
     lower_again(bundle, folder / "decoder-half.bundle", options=half)
     for target in (bundle, folder / "decoder-half.bundle"):
         bind_ranked(
-            target, lambda: AutoModelForCausalLM.from_pretrained(model), scratch, ["q_proj", "v_proj", "up_proj"]
+            target,
+            lambda: AutoModelForCausalLM.from_pretrained(model),
+            scratch,
+            ["q_proj", "v_proj", "up_proj"],
         )
         save_runs(folder, target)
     save_generation(folder, bundle, "greedy", 5)
@@ -205,7 +231,7 @@ def main() -> int:
     torch.set_num_threads(1)
     (folder / "cases").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for make in (make_encoder, make_classifier, make_decoder):
+        for make in (make_encoder, make_deep, make_classifier, make_decoder):
             make(folder, Path(scratch))
     ready.touch()
     return 0
