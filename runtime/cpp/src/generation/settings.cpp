@@ -1,11 +1,12 @@
 #include "generation/settings.hpp"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <string>
 #include <utility>
 
 #include "errors.hpp"
-#include "json.hpp"
 
 namespace adexport::core {
 
@@ -15,14 +16,23 @@ namespace {
 constexpr double kTemperatures[] = {1e-6, 1e6};
 constexpr double kPenalties[] = {0.01, 100.0};
 
+// As Python's repr() has it.
 std::string shown(double value) {
-  return json::repr(json::Value{value});
+  char text[64];
+  const auto written = [&](std::chars_format format) {
+    return std::string(text, std::to_chars(text, text + sizeof(text), value, format).ptr);
+  };
+  if (!std::isfinite(value)) return written(std::chars_format::general);
+  const double size = std::abs(value);
+  if (size != 0 && (size < 1e-4 || size >= 1e16)) return written(std::chars_format::scientific);
+  const std::string plain = written(std::chars_format::fixed);
+  return plain.find('.') == std::string::npos ? plain + ".0" : plain;
 }
 
 std::string shown(const std::vector<std::int64_t>& ids) {
-  json::Array values;
-  for (const std::int64_t id : ids) values.push_back(json::Value{id});
-  return json::repr(json::Value{std::move(values)});
+  std::string made;
+  for (const std::int64_t id : ids) made += (made.empty() ? "[" : ", ") + std::to_string(id);
+  return made.substr(0, 80) + "]";
 }
 
 std::string range(const double (&ends)[2]) {
