@@ -38,7 +38,7 @@ class Batch {
  private:
   // The logits behind the last new token of each row of a run.
   struct Logits {
-    std::vector<float> values;
+    Floats values;
     std::size_t vocabulary = 0;
     [[nodiscard]] const float* row(std::size_t at) const { return values.data() + at * vocabulary; }
   };
