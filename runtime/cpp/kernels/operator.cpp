@@ -53,9 +53,6 @@ void destroy(void* kernel) {
   delete static_cast<Held*>(kernel);
 }
 
-// The output has the shape of the first input, names of sizes included.
-OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context);
-
 std::size_t in_place(int** input, int** output) {
   *input = static_cast<int*>(std::calloc(1, sizeof(int)));
   *output = static_cast<int*>(std::calloc(1, sizeof(int)));
@@ -69,10 +66,14 @@ void release_in_place(int* input, int* output) {
 
 const OrtApi* shape_api = nullptr;
 
+// The output has the shape of the first input, names of sizes included; a shape that is not known has no axes.
 OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
-  OrtTensorTypeAndShapeInfo* info = nullptr;
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // the context's own
   OrtStatus* status = shape_api->ShapeInferContext_GetInputTypeShape(context, 0, &info);
-  return status != nullptr ? status : shape_api->ShapeInferContext_SetOutputTypeShape(context, 0, info);
+  std::size_t axes = 0;
+  if (status == nullptr) status = shape_api->GetDimensionsCount(info, &axes);
+  if (status != nullptr || axes == 0) return status;
+  return shape_api->ShapeInferContext_SetOutputTypeShape(context, 0, info);
 }
 
 }  // namespace
@@ -81,7 +82,7 @@ void set_shape_api(const OrtApi& api) {
   shape_api = &api;
 }
 
-Operator::Operator(const Signature& given, Pair types, const Table& chosen)
+Operator::Operator(const Signature& given, Pair types, const Table& chosen, bool infers)
     : OrtCustomOp{}, signature(given), pair(types), table(chosen) {
   version = api_version;
   GetName = [](const OrtCustomOp* op) { return self(op).signature.name; };
@@ -106,7 +107,7 @@ Operator::Operator(const Signature& given, Pair types, const Table& chosen)
   CreateKernelV2 = create;
   KernelComputeV2 = compute;
   KernelDestroy = destroy;
-  InferOutputShapeFn = infer_shape;
+  if (infers) InferOutputShapeFn = infer_shape;
   GetMayInplace = in_place;
   ReleaseMayInplace = release_in_place;
 }
