@@ -109,8 +109,14 @@ struct LowRankOf {
                                                         : 6)
                                       : (vectors == 1 ? 12 : 6);
     by_rows<most>(rows, [&](auto size, std::size_t row) {
-      inner_tile<W, TB, decltype(size)::value, vectors, partial>(x + row * stride, stride, count, down, rank, add,
-                                                                 hidden + row * rank, part);
+      constexpr std::size_t tile_rows = decltype(size)::value;
+      if constexpr (wide && vectors == 1 && tile_rows >= 4) {
+        zipped_tile<W, TB, tile_rows, partial>(x + row * stride, stride, count, down, rank, add,
+                                               hidden + row * rank, part);
+      } else {
+        inner_tile<W, TB, tile_rows, vectors, partial>(x + row * stride, stride, count, down, rank, add,
+                                                       hidden + row * rank, part);
+      }
     });
   }
 
@@ -157,7 +163,11 @@ struct LowRankOf {
     if constexpr (vectors > panel_vectors) {
       outer_tile<V, T, TB, 1, vectors, partial>(outer, up, work.features, 0);
     } else if (work.tokens > panel_rows) {
-      for (std::size_t r = 0; r < work.rank; ++r) widened<V>(up + r * work.features, packed + r * columns, count);
+      for (std::size_t r = 0; r < work.rank; ++r) {
+        const TB* from = up + r * work.features;
+        for (std::size_t at = columns; at < 2 * columns; at += 64 / sizeof(TB)) soon(from + at);  // the next panel
+        widened<V>(from, packed + r * columns, count);
+      }
       by_rows<panel_rows>(work.tokens, [&](auto size, std::size_t row) {
         outer_tile<V, T, float, decltype(size)::value, vectors, partial>(outer, packed, columns, row);
       });

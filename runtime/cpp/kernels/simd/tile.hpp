@@ -57,6 +57,14 @@ inline __attribute__((always_inline)) void store_of(T* row, std::size_t n, typen
   V::store(row + n * V::width, value);
 }
 
+// Hints that memory will be read; any address will do.
+inline __attribute__((always_inline)) void soon(const void* from) {
+  __builtin_prefetch(from, 0, 3);
+}
+inline __attribute__((always_inline)) void later(const void* from) {
+  __builtin_prefetch(from, 0, 2);
+}
+
 // to[rows, columns] (+)= x[rows, count] matrix[count, columns]: long sums, so that few rows get several each.
 template <class V, class TB, std::size_t rows, std::size_t vectors, bool partial>
 void inner_tile(const float* x, std::size_t stride, std::size_t count, const TB* matrix, std::size_t columns,
@@ -87,6 +95,10 @@ void inner_tile(const float* x, std::size_t stride, std::size_t count, const TB*
   constexpr std::size_t unrolled = sums > 1 ? sums : 4;
   std::size_t k = 0;
   for (; count - k >= unrolled; k += unrolled) {
+    if constexpr (rows >= 4) {  // the next rows, as fast as these are used up
+#pragma GCC unroll 16
+      for (std::size_t line = 0; line < unrolled * rows; line += 16) later(x + rows * stride + k * rows + line);
+    }
 #pragma GCC unroll 16
     for (std::size_t u = 0; u < unrolled; ++u) step(k + u, u % sums);
   }
@@ -102,6 +114,47 @@ void inner_tile(const float* x, std::size_t stride, std::size_t count, const TB*
       if (add) total = V::add(total, load_of<V, vectors, partial>(row, n, part));
       store_of<V, vectors, partial>(row, n, total, part);
     }
+  }
+}
+
+// The same, for one vector, by two products at once.
+template <class V, class TB, std::size_t rows, bool partial>
+void zipped_tile(const float* x, std::size_t stride, std::size_t count, const TB* matrix, std::size_t columns,
+                 bool add, float* to, std::size_t part) {
+  using Zipped = typename V::Zipped;
+  using Register = typename Zipped::Register;
+  constexpr std::size_t parts = Zipped::parts;
+  Register sum[rows][parts];
+#pragma GCC unroll 16
+  for (std::size_t m = 0; m < rows; ++m) {
+#pragma GCC unroll 16
+    for (std::size_t n = 0; n < parts; ++n) sum[m][n] = Zipped::zero();
+  }
+  const auto step = [&](const Register* right, std::size_t m, Register left) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (std::size_t n = 0; n < parts; ++n) sum[m][n] = Zipped::fma(left, right[n], sum[m][n]);
+  };
+  std::size_t k = 0;
+#pragma GCC unroll 2
+  for (; count - k >= 2; k += 2) {
+    Register right[parts];
+    const TB* from = matrix + k * columns;
+    Zipped::zip(load_of<V, 1, partial>(from, 0, part), load_of<V, 1, partial>(from + columns, 0, part), right);
+#pragma GCC unroll 16
+    for (std::size_t m = 0; m < rows; ++m) step(right, m, Zipped::both(x + m * stride + k));
+  }
+  if (k < count) {
+    Register right[parts];
+    Zipped::zip(load_of<V, 1, partial>(matrix + k * columns, 0, part), V::zero(), right);
+#pragma GCC unroll 16
+    for (std::size_t m = 0; m < rows; ++m) step(right, m, Zipped::first(x + m * stride + k));
+  }
+#pragma GCC unroll 16
+  for (std::size_t m = 0; m < rows; ++m) {
+    float* row = to + m * columns;
+    typename V::Register total = Zipped::unzip(sum[m]);
+    if (add) total = V::add(total, load_of<V, 1, partial>(row, 0, part));
+    store_of<V, 1, partial>(row, 0, total, part);
   }
 }
 
@@ -141,6 +194,13 @@ void outer_tile(const Outer<T>& outer, const TB* matrix, std::size_t stride, std
     }
   }
   for (std::size_t r = 0; r < outer.rank; ++r) {
+    if constexpr (rows >= 4) {
+      if (r < rows) {  // y of the next rows
+        const T* next = y + (rows + r) * outer.stride;
+#pragma GCC unroll 16
+        for (std::size_t at = 0; at < vectors * V::width; at += 64 / sizeof(T)) soon(next + at);
+      }
+    }
     Register right[vectors];
 #pragma GCC unroll 16
     for (std::size_t n = 0; n < vectors; ++n)

@@ -12,6 +12,7 @@ namespace adexport::kernels::avx2 {
 struct Vector {
   using Register = __m256;
   using Narrower = Vector;
+  using Zipped = void;  // loads are as fast as products
   static constexpr std::size_t width = 8;
   static constexpr std::size_t registers = 16;
 
