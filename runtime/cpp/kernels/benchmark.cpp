@@ -38,7 +38,8 @@ class OneThread final : public Pool {
 // Floating-point operations a second of ten sums side by side that stay in registers.
 #if defined(ADEXPORT_KERNELS_X86)
 __attribute__((target("avx512f"))) float sums_512(std::size_t rounds) {
-  __m512 sums[10] = {};
+  __m512 sums[10];
+  for (std::size_t i = 0; i < 10; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
   const __m512 factor = _mm512_set1_ps(0.5F);
   for (std::size_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 10
@@ -50,7 +51,8 @@ __attribute__((target("avx512f"))) float sums_512(std::size_t rounds) {
 }
 
 __attribute__((target("avx2,fma"))) float sums_256(std::size_t rounds) {
-  __m256 sums[10] = {};
+  __m256 sums[10];
+  for (std::size_t i = 0; i < 10; ++i) sums[i] = _mm256_set1_ps(static_cast<float>(i));
   const __m256 factor = _mm256_set1_ps(0.5F);
   for (std::size_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 10

@@ -13,7 +13,11 @@ namespace {
 // what is worth a thread of its own: about 20 microseconds
 constexpr double flops_a_batch = 1e6;
 constexpr double bytes_a_batch = 2e5;
-constexpr std::size_t most_tokens = 48;
+
+// How many tokens a piece has at most: many, so that banks are read seldom, but enough pieces for some threads.
+std::size_t most_tokens(std::size_t tokens) {
+  return tokens >= 1024 ? 96 : 48;
+}
 
 std::size_t flow_bytes(Pair pair) {
   return same_types(pair) == Pair::float_float ? 4 : 2;
@@ -113,7 +117,7 @@ void LowRankCall::run(const Rows& rows, void* out, const Table& table, const Poo
   const std::size_t flow = flow_bytes(pair);
   const std::size_t bank = bank_bytes(pair);
   const bool empty = rank == 0 && !up_bias.there;
-  const Pieces pieces(rows, y.at(1), most_tokens);
+  const Pieces pieces(rows, y.at(1), most_tokens(y.at(0) * y.at(1)));
 
   const auto one = [&](const Piece& piece) {
     const std::size_t at = piece.token * features * flow;
@@ -161,7 +165,7 @@ Rows ElementwiseCall::checked() const {
 void ElementwiseCall::run(const Rows& rows, void* out, const Table& table, const Pool& pool) const {
   const std::size_t features = x.at(2);
   const std::size_t flow = flow_bytes(pair);
-  const Pieces pieces(rows, x.at(1), most_tokens);
+  const Pieces pieces(rows, x.at(1), most_tokens(x.at(0) * x.at(1)));
   const auto apply = scales ? table[pair].scale : table[pair].add;
   const auto one = [&](const Piece& piece) {
     const std::size_t at = piece.token * features * flow;

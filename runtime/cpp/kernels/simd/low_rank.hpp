@@ -165,7 +165,7 @@ struct LowRankOf {
     } else if (work.tokens > panel_rows) {
       for (std::size_t r = 0; r < work.rank; ++r) {
         const TB* from = up + r * work.features;
-        for (std::size_t at = columns; at < 2 * columns; at += 64 / sizeof(TB)) soon(from + at);  // the next panel
+        for (std::size_t at = columns; at < 2 * columns; at += 128 / sizeof(TB)) soon(from + at);  // the next panel
         widened<V>(from, packed + r * columns, count);
       }
       by_rows<panel_rows>(work.tokens, [&](auto size, std::size_t row) {

@@ -195,10 +195,10 @@ void outer_tile(const Outer<T>& outer, const TB* matrix, std::size_t stride, std
   }
   for (std::size_t r = 0; r < outer.rank; ++r) {
     if constexpr (rows >= 4) {
-      if (r < rows) {  // y of the next rows
+      if (r < rows) {  // y of the next rows; CPUs fetch lines by two
         const T* next = y + (rows + r) * outer.stride;
 #pragma GCC unroll 16
-        for (std::size_t at = 0; at < vectors * V::width; at += 64 / sizeof(T)) soon(next + at);
+        for (std::size_t at = 0; at < vectors * V::width; at += 128 / sizeof(T)) soon(next + at);
       }
     }
     Register right[vectors];
