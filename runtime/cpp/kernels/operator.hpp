@@ -1,0 +1,30 @@
+// An operator as ONNX Runtime takes it.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <string>
+#include <vector>
+
+#include "call.hpp"
+#include "signature.hpp"
+
+namespace adexport::kernels {
+
+// What one binary must run with: the interface of ONNX Runtime 1.23.
+constexpr std::uint32_t api_version = 23;
+
+// One signature for one pair of types; ONNX Runtime joins those of one name.
+struct Operator : OrtCustomOp {
+  // `infers`: whether shapes are inferred, which takes set_shape_api() first
+  Operator(const Signature& given, Pair types, const Table& chosen, bool infers);
+
+  const Signature& signature;
+  Pair pair;
+  const Table& table;
+};
+
+// The interface that shapes are inferred with: ONNX Runtime gives none to that function.
+void set_shape_api(const OrtApi& api);
+
+}  // namespace adexport::kernels

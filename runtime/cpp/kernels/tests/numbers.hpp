@@ -1,0 +1,118 @@
+// Numbers in the element types of the kernels, converted one by one.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "call.hpp"
+#include "isa.hpp"
+
+namespace adexport::kernels::testing {
+
+inline double value_of(float value) {
+  return static_cast<double>(value);
+}
+
+inline double value_of(BFloat value) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+  float made = 0;
+  std::memcpy(&made, &bits, sizeof(made));
+  return static_cast<double>(made);
+}
+
+inline double value_of(Half value) {
+  const int exponent = (value.bits >> 10) & 31;
+  const double fraction = (value.bits & 1023) / 1024.0;
+  const double sign = (value.bits & 0x8000) != 0 ? -1 : 1;
+  if (exponent == 31) return fraction == 0 ? sign * INFINITY : NAN;
+  if (exponent == 0) return sign * std::ldexp(fraction, -14);
+  return sign * std::ldexp(1 + fraction, exponent - 15);
+}
+
+// What every element type can nearly say: between -1 and 1, and never 0.
+inline void any_value(std::mt19937& random, float& to) {
+  to = std::uniform_real_distribution<float>(-1.0F, 1.0F)(random);
+}
+
+inline void any_value(std::mt19937& random, BFloat& to) {
+  float value = 0;
+  any_value(random, value);
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  to.bits = static_cast<std::uint16_t>(bits >> 16);
+}
+
+inline void any_value(std::mt19937& random, Half& to) {
+  const auto bits = static_cast<std::uint32_t>(random());
+  const std::uint32_t size = (bits >> 16) % 18U;
+  const std::uint32_t exponent = size > 14U ? 0U : 14U - size;  // subnormals among them
+  to.bits = static_cast<std::uint16_t>((bits & 0x83ffU) | exponent << 10);
+}
+
+// Half a step of the type, relative to the value.
+template <class T>
+constexpr double step() {
+  return 0x1p-24;
+}
+template <>
+constexpr double step<Half>() {
+  return 0x1p-11;
+}
+template <>
+constexpr double step<BFloat>() {
+  return 0x1p-8;
+}
+
+template <class T>
+std::vector<T> any_values(std::mt19937& random, std::size_t count) {
+  std::vector<T> made(count);
+  for (T& value : made) any_value(random, value);
+  return made;
+}
+
+template <class T>
+View view(const std::vector<T>& values, std::initializer_list<std::size_t> shape) {
+  View made;
+  made.data = values.data();
+  made.there = true;
+  for (const std::size_t size : shape) made.shape[made.axes++] = static_cast<std::int64_t>(size);
+  return made;
+}
+
+// Runs tasks one after the other, the last first.
+class Backwards final : public Pool {
+ public:
+  void run(std::size_t total, std::size_t, Task task, void* data) const override {
+    for (std::size_t i = total; i > 0; --i) task(data, i - 1);
+  }
+};
+
+template <class T, class TB, Pair which>
+struct Types {
+  using Flow = T;
+  using Bank = TB;
+  static constexpr Pair pair = which;
+};
+
+inline double activated(Activation activation, double x) {
+  switch (activation) {
+    case Activation::relu:
+      return x > 0 ? x : 0;
+    case Activation::gelu:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    case Activation::gelu_new:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::silu:
+      return x / (1 + std::exp(-x));
+    case Activation::tanh:
+      return std::tanh(x);
+    case Activation::linear:
+      break;
+  }
+  return x;
+}
+
+}  // namespace adexport::kernels::testing
