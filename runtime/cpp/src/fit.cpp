@@ -32,7 +32,7 @@ Found take(Left& left, const Factors& slots) {
   Found found;
   for (const auto& [factor, slot] : slots) {
     const auto place = left.find(slot.name);
-    if (place == left.end() || slot.dtype.has_value()) continue;
+    if (place == left.end() || slot.dtype == Element::int64) continue;
     found.emplace_back(factor, place->second);
     left.erase(place);
   }

@@ -46,8 +46,8 @@ std::string six_digits(double value) {
   return {buffer.data(), end};
 }
 
-// NaN, infinity, and what would become infinite in the bundle's element type.
-std::optional<Problem> value_problem(const std::string& name, const TensorView& tensor, Element dtype) {
+// NaN, infinity, and what would become infinite in the slot's element type.
+std::optional<Problem> value_problem(const SlotInput& slot, const TensorView& tensor, const Manifest& manifest) {
   const std::size_t count = tensor.bytes / sizeof(float);
   std::size_t strange = 0;
   float most = 0.0F;
@@ -63,20 +63,22 @@ std::optional<Problem> value_problem(const std::string& name, const TensorView& 
   if (strange > 0) {
     return Problem{
         code::not_finite,
-        name,
+        slot.name,
         std::to_string(strange) + " NaN or Inf of " + std::to_string(count) + " values (scaling included)",
         "finite values",
         "training diverged, or a damaged file",
         "train it again, or copy it again"};
   }
   const double magnitude = static_cast<double>(most);
+  const Element dtype = manifest.element(slot);
+  const std::string option = slot.dtype.has_value() ? "--bank-dtype" : "--dtype";
   if (magnitude <= largest(dtype)) return std::nullopt;
   return Problem{code::overflow,
-                 name,
+                 slot.name,
                  six_digits(magnitude) + " after scaling",
                  "at most " + six_digits(largest(dtype)) + " (" + name_of(dtype) + ")",
                  "the element type of the bundle is too small for these values",
-                 "adexport build BUNDLE --dtype bf16 (or fp32)"};
+                 "adexport build BUNDLE " + option + " bf16 (or fp32)"};
 }
 
 }  // namespace
@@ -106,7 +108,7 @@ std::vector<Problem> SlotCheck::problems(const Found& found, const std::optional
                           std::to_string(size) + " in " + slot.name + ", " + std::to_string(first) + " elsewhere",
                           "one size", "an edited file", "save or bind the original adapter again"});
     }
-    if (auto problem = value_problem(slot.name, *tensor, manifest.dtype)) problems.push_back(std::move(*problem));
+    if (auto problem = value_problem(slot, *tensor, manifest)) problems.push_back(std::move(*problem));
   }
   std::int64_t widest = 0;
   for (const auto& size : ragged) widest = std::max(widest, size.second);

@@ -148,7 +148,7 @@ Manifest read_manifest(const json::Value& value, Violations& found) {
   std::string slot_rows = "bank";
   std::vector<std::string> modules;
   Fields fields(value, "", found);
-  fields.take("format_version", version, schema::NumberChoice{1, 2, 3});
+  fields.take("format_version", version, schema::NumberChoice{1, 2, 3, 4});
   fields.take("base", done, base_reader(manifest));
   fields.take("opset", opset, schema::read_positive);
   fields.take("slots", manifest.slots, list_of(kinds));
@@ -237,6 +237,25 @@ Faults name_faults(const Manifest& manifest) {
   return wrong;
 }
 
+// Slot inputs of a type of their own where there can be none.
+Faults bank_faults(const Manifest& manifest) {
+  const auto narrow = [](const SlotInput& slot) { return slot.dtype.has_value() && *slot.dtype != Element::int64; };
+  const auto& slots = manifest.slot_inputs;
+  if (std::none_of(slots.begin(), slots.end(), narrow)) return {};
+  Faults wrong;
+  if (manifest.format_version < 4) {
+    wrong.push_back("a dtype of slot inputs is not known to version " + std::to_string(manifest.format_version));
+  }
+  if (manifest.dtype != Element::fp32) {
+    wrong.emplace_back("slot inputs have a dtype of their own under float32 only");
+  }
+  if (manifest.head.has_value() && std::any_of(manifest.head->slot.begin(), manifest.head->slot.end(),
+                                               [&](const auto& factor) { return narrow(factor.second); })) {
+    wrong.emplace_back("the head's slot inputs have the dtype of the base");
+  }
+  return wrong;
+}
+
 // Everything in which parts of a manifest contradict one another.
 Faults all_faults(const Manifest& manifest) {
   Faults wrong;
@@ -250,6 +269,7 @@ Faults all_faults(const Manifest& manifest) {
     wrong.emplace_back("slot_rows must be batch if and only if there are slots and generation");
   }
   add(generation_faults(manifest));
+  add(bank_faults(manifest));
   add(kind_faults(manifest));
   add(name_faults(manifest));
   for (const Site& site : manifest.sites) add(faults_of(site));
@@ -281,10 +301,10 @@ void check_version(const json::Value& value, const std::string& headline) {
   const auto* object = value.as<json::Object>();
   const json::Value* version = object == nullptr ? nullptr : json::find(*object, "format_version");
   Violations wrong;
-  schema::NumberChoice{1, 2, 3}(version == nullptr ? json::Value{} : *version, "format_version", wrong);
+  schema::NumberChoice{1, 2, 3, 4}(version == nullptr ? json::Value{} : *version, "format_version", wrong);
   if (wrong.none()) return;
   throw Error(Kind::bundle, headline,
-              Problem{code::version, "format_version", wrong.found().front().got, "1 or 2 or 3",
+              Problem{code::version, "format_version", wrong.found().front().got, "1 or 2 or 3 or 4",
                       "the bundle was written by another version of adexport",
                       "install the adexport that wrote it, or build the bundle again"});
 }

@@ -21,7 +21,7 @@ struct SlotInput {
   std::string name;
   std::vector<Size> shape;
   bool ones = false;             // the identity
-  std::optional<Element> dtype;  // none: the bundle's own float type
+  std::optional<Element> dtype;  // none: the bundle's own; 16 bits under float32, or int64
 };
 
 // Factors by their name in the slot ("lora_A", …), in the manifest's order; absent ones are not there.

@@ -27,10 +27,10 @@ SlotInput read_slot_input(const json::Value& value, const std::string& where, Vi
   fields.take("name", slot.name, schema::read_text);
   fields.take("shape", slot.shape, read_shape);
   fields.may("identity", identity, schema::Choice{"zeros", "ones"});
-  fields.may("dtype", dtype, schema::Choice{"float", "int64"});
+  fields.may("dtype", dtype, schema::Choice{"float", "int64", "fp16", "bf16"});
   fields.close();
   slot.ones = identity == "ones";
-  if (dtype == "int64") slot.dtype = Element::int64;
+  slot.dtype = element_named(dtype);  // none for "float"
   return slot;
 }
 
@@ -98,7 +98,7 @@ Faults shape_faults(const Factors& factors, const std::function<std::vector<Size
     const std::vector<Size> wanted = expected(name);
     const bool number = wanted.empty();
     const bool ones = name.rfind("scale", 0) == 0;
-    if (factor.dtype.has_value() != number || factor.ones != ones) {
+    if ((factor.dtype == Element::int64) != number || factor.ones != ones) {
       wrong.push_back(factor.name + " must be " + (number ? "int64" : "float") + " with " +
                       (ones ? "ones" : "zeros") + " for the identity");
     }
