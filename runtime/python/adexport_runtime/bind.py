@@ -34,6 +34,8 @@ def load_adapter(
     source: str | os.PathLike[str],
     bundle: Bundle,
     labels: Sequence[str] | None = None,
+    *,
+    foreign: bool = True,
 ) -> BoundAdapter:
     """Read a bound or a foreign adapter and check it whole against a bundle.
 
@@ -42,13 +44,15 @@ def load_adapter(
         source: a bound ``.safetensors``, or a folder of PEFT or AdapterHub, or its tensor file.
         bundle: read for its manifest, and for frozen weights where factors depend on them.
         labels: names for the labels of the adapter's own head, which PEFT does not store.
+        foreign: whether it may be another library's; a file in a bundle's own folder may not.
 
     Raises:
         AdapterError: naming everything in it that does not fit.
     """
     check_name(name)
     path = Path(source)
-    if path.is_file() and path.name != CONFIG_FILE and is_bound(peek_metadata(path)):
+    marked = path.is_file() and path.name != CONFIG_FILE and is_bound(peek_metadata(path))
+    if marked or not foreign:
         adapter = BoundAdapter.from_file(read_tensors(path), bundle.manifest, name)
     else:
         adapter = bind_adapter(name, read_adapter(path), bundle)

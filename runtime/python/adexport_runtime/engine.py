@@ -153,7 +153,7 @@ class Engine:
         """
         check_name(name)
         path = self.bundle.adapter_path(name) if source is None else Path(source)
-        row = self._load(name, path, labels)
+        row = self._load(name, path, labels, foreign=source is not None)
         self._bank.put(name, row.tensors, row.info)
 
     def unbind(self, name: str) -> None:
@@ -386,10 +386,10 @@ class Engine:
         return Outputs({LOGITS: logits}, [()] * batch, classified=False)
 
     def _bind_lazily(self, name: str, path: Path) -> None:
-        self._bank.put_lazily(name, lambda: self._load(name, path))
+        self._bank.put_lazily(name, lambda: self._load(name, path, foreign=False))
 
-    def _load(self, name: str, path: Path, labels: Sequence[str] | None = None) -> Row:
-        adapter = load_adapter(name, path, self.bundle, labels)
+    def _load(self, name: str, path: Path, labels: Sequence[str] | None = None, *, foreign: bool) -> Row:
+        adapter = load_adapter(name, path, self.bundle, labels, foreign=foreign)
         tensors = adapter.rows(self.bundle.manifest)
         shapes = {slot.name: slot.shape[1:] for slot in self.bundle.manifest.slot_inputs}
         check_adapter(name, sizes_of(shapes, tensors), self._running.limits)
