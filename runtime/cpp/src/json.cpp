@@ -52,26 +52,26 @@ class Builder {
 
   [[nodiscard]] Value take() { return std::move(root_); }
 
-  bool null() { return add({}); }
-  bool boolean(bool value) { return add({value}); }
-  bool number_integer(std::int64_t value) { return add({value}); }
+  bool null() { return add(std::monostate{}); }
+  bool boolean(bool value) { return add(value); }
+  bool number_integer(std::int64_t value) { return add(value); }
   bool number_unsigned(std::uint64_t value) {
-    return value <= INT64_MAX ? add({static_cast<std::int64_t>(value)}) : add({value});
+    return value <= INT64_MAX ? add(static_cast<std::int64_t>(value)) : add(value);
   }
-  bool number_float(double value, const std::string&) { return add({value}); }
-  bool string(std::string& value) { return add({std::move(value)}); }
+  bool number_float(double value, const std::string&) { return add(value); }
+  bool string(std::string& value) { return add(std::move(value)); }
   bool binary(std::vector<std::uint8_t>&) { return false; }
   bool key(std::string& value) {
     std::get<Object>(open_.back()->data).push_back({std::move(value), {}});
     return true;
   }
-  bool start_object(std::size_t) { return open({Object{}}); }
+  bool start_object(std::size_t) { return open(Object{}); }
   bool end_object() {
     if (keys_ == Keys::unique) check_object(std::get<Object>(open_.back()->data));
     open_.pop_back();
     return true;
   }
-  bool start_array(std::size_t) { return open({Array{}}); }
+  bool start_array(std::size_t) { return open(Array{}); }
   bool end_array() {
     open_.pop_back();
     return true;
@@ -82,24 +82,23 @@ class Builder {
 
  private:
   // Where the next value belongs. Only the innermost container grows, so pointers to the outer ones hold.
-  Value* place(Value value) {
+  Value& place() {
     if (++count_ > most_values) throw SyntaxError("more than " + std::to_string(most_values) + " values");
-    if (open_.empty()) {
-      root_ = std::move(value);
-      return &root_;
-    }
-    if (auto* array = std::get_if<Array>(&open_.back()->data)) return &array->emplace_back(std::move(value));
-    Value& last = std::get<Object>(open_.back()->data).back().value;
-    last = std::move(value);
-    return &last;
+    if (open_.empty()) return root_;
+    if (auto* array = std::get_if<Array>(&open_.back()->data)) return array->emplace_back();
+    return std::get<Object>(open_.back()->data).back().value;
   }
-  bool add(Value value) {
-    place(std::move(value));
+  template <class Content>
+  bool add(Content content) {
+    place().data = std::move(content);
     return true;
   }
-  bool open(Value value) {
+  template <class Container>
+  bool open(Container empty) {
     if (open_.size() >= deepest) throw SyntaxError("nested deeper than " + std::to_string(deepest));
-    open_.push_back(place(std::move(value)));
+    Value& value = place();
+    value.data = std::move(empty);
+    open_.push_back(&value);
     return true;
   }
 

@@ -59,7 +59,7 @@ std::string alternatives(const std::vector<std::string>& names) {
 }  // namespace
 
 void Violations::add(const std::string& where, const json::Value& got, std::string expected) {
-  found_.push_back({where, where.empty() ? std::string() : json::repr(got), std::move(expected)});
+  found_.push_back({where, json::repr(got), std::move(expected)});
 }
 
 std::string member_of(const std::string& where, std::string_view key) {
