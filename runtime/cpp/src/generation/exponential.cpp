@@ -36,10 +36,6 @@ inline __attribute__((always_inline)) float exponential(float x) {
   return x < kLeast ? 0.0F : value;
 }
 
-void exponentiate_portably(float* values, std::size_t count) {
-  for (std::size_t at = 0; at < count; ++at) values[at] = exponential(values[at]);
-}
-
 #if defined(__x86_64__)
 // The same, eight at once: without it every fma is a call.
 __attribute__((target("avx2,fma"))) void exponentiate_by_vectors(float* values, std::size_t count) {
@@ -48,6 +44,10 @@ __attribute__((target("avx2,fma"))) void exponentiate_by_vectors(float* values, 
 #endif
 
 }  // namespace
+
+void exponentiate_portably(float* values, std::size_t count) {
+  for (std::size_t at = 0; at < count; ++at) values[at] = exponential(values[at]);
+}
 
 void exponentiate(float* values, std::size_t count) {
 #if defined(__x86_64__)

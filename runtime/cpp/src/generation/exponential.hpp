@@ -10,5 +10,7 @@ namespace adexport::core {
 
 // For values up to 0 and minus infinity; in place.
 void exponentiate(float* values, std::size_t count);
+// The same to the bit, on any processor.
+void exponentiate_portably(float* values, std::size_t count);
 
 }  // namespace adexport::core
