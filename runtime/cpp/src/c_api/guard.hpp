@@ -97,8 +97,9 @@ class Sized {
   Sized& take(Field Structure::*field) {
     const auto offset = static_cast<std::size_t>(reinterpret_cast<const unsigned char*>(&(known_.*field)) -
                                                  reinterpret_cast<const unsigned char*>(&known_));
-    if (given_ != nullptr && offset + sizeof(Field) <= size_) {
-      std::memcpy(&(known_.*field), given_ + offset, sizeof(Field));
+    constexpr std::size_t bytes = sizeof(Field);  // NOLINT(bugprone-sizeof-expression): of pointers, too
+    if (given_ != nullptr && offset + bytes <= size_) {
+      std::memcpy(&(known_.*field), given_ + offset, bytes);
     }
     return *this;
   }

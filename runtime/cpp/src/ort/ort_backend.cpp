@@ -94,6 +94,7 @@ std::vector<Array> OrtBackend::outputs_of(OrtBinding& binding, const std::vector
   for (const auto& name : outputs_) binding.output(name, tensors_.memory());
   binding.run(opened_.session.get(), on_device_);
   auto values = binding.outputs();
+  binding.forget_outputs();
   std::vector<Array> arrays;
   arrays.reserve(values.size());
   for (std::size_t at = 0; at < values.size(); ++at) {

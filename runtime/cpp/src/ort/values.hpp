@@ -44,6 +44,8 @@ class OrtBinding {
   void run(OrtSession* session, bool copies);
   // In the order in which they were first bound.
   [[nodiscard]] std::vector<OrtTensor> outputs() const;
+  // Keep no outputs beyond their run.
+  void forget_outputs() { ort_->ClearBoundOutputs(binding_.get()); }
 
  private:
   const OrtLibrary& ort_;

@@ -11,7 +11,8 @@ int main(int count, char** arguments) {
     const std::vector<std::int64_t> ids{5, 6, 7, 5, 6, 7};
     const auto outputs = engine.run({{"input_ids", ids, {2, 3}}}, {arguments[2], std::nullopt});
     const auto first = outputs.at(0);
-    std::cout << adexport::version() << " " << engine.provider() << " " << first.name() << " " << first.size() << "\n";
+    std::cout << adexport::version() << " " << engine.provider() << " " << first.name() << " " << first.size()
+              << "\n";
     return first.size() > 0 && first[0] != first[first.size() / 2] ? 0 : 1;
   } catch (const adexport::Error& error) {
     std::cerr << error.what() << "\n";
