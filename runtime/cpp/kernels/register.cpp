@@ -37,6 +37,13 @@ const std::vector<std::unique_ptr<Operator>>& operators(const Table& table, bool
       for (std::size_t pair = 0; pair < pair_count; ++pair) {
         made.push_back(std::make_unique<Operator>(signature, static_cast<Pair>(pair), table, infers));
       }
+#if defined(ADEXPORT_KERNELS_CUDA)
+      if (std::string_view(signature.name).substr(0, 4) == "Lora") {
+        for (const Pair pair : {Pair::float_float, Pair::half_half}) {
+          made.push_back(std::make_unique<Operator>(signature, pair, table, infers, Device::cuda));
+        }
+      }
+#endif
     }
     return made;
   }();
