@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <utility>
 
+#if defined(ADEXPORT_KERNELS_CUDA)
+#include "lora_call.hpp"
+#endif
+
 namespace adexport::kernels {
 
 namespace {
@@ -149,6 +153,14 @@ void Kernel::low_rank(OrtKernelContext& context) const {
                  " activations, but no code to choose by");
   }
   const Rows rows = call.checked();
+#if defined(ADEXPORT_KERNELS_CUDA)
+  if (operator_.device == Device::cuda) {
+    void* stream = nullptr;
+    check(api_, api_.KernelContext_GetGPUComputeStream(&context, &stream));
+    cuda::run(call, rows, output(context, call.y), stream);
+    return;
+  }
+#endif
   call.run(rows, output(context, call.y), operator_.table, ContextPool(api_, context));
 }
 

@@ -82,11 +82,13 @@ void set_shape_api(const OrtApi& api) {
   shape_api = &api;
 }
 
-Operator::Operator(const Signature& given, Pair types, const Table& chosen, bool infers)
-    : OrtCustomOp{}, signature(given), pair(types), table(chosen) {
+Operator::Operator(const Signature& given, Pair types, const Table& chosen, bool infers, Device where)
+    : OrtCustomOp{}, signature(given), pair(types), table(chosen), device(where) {
   version = api_version;
   GetName = [](const OrtCustomOp* op) { return self(op).signature.name; };
-  GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  GetExecutionProviderType = [](const OrtCustomOp* op) -> const char* {
+    return self(op).device == Device::cuda ? "CUDAExecutionProvider" : nullptr;
+  };
   GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).signature.inputs.size(); };
   GetInputType = [](const OrtCustomOp* op, std::size_t index) {
     return element_type(self(op).pair, self(op).signature.inputs[index].takes);
@@ -97,7 +99,12 @@ Operator::Operator(const Signature& given, Pair types, const Table& chosen, bool
     return self(op).signature.inputs[index].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   };
   GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) { return INPUT_OUTPUT_REQUIRED; };
-  GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return OrtMemTypeDefault; };
+  // ids and flags are looked at before the GPU is given work: a bad id is an error, not a fault of the device
+  GetInputMemoryType = [](const OrtCustomOp* op, std::size_t index) {
+    const Takes takes = self(op).signature.inputs[index].takes;
+    const bool host = self(op).device == Device::cuda && (takes == Takes::integers || takes == Takes::flag);
+    return host ? OrtMemTypeCPUInput : OrtMemTypeDefault;
+  };
   GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
   GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
   GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };

@@ -14,14 +14,17 @@ namespace adexport::kernels {
 // What one binary must run with: the interface of ONNX Runtime 1.23.
 constexpr std::uint32_t api_version = 23;
 
+enum class Device : unsigned char { cpu, cuda };
+
 // One signature for one pair of types; ONNX Runtime joins those of one name.
 struct Operator : OrtCustomOp {
   // `infers`: whether shapes are inferred, which takes set_shape_api() first
-  Operator(const Signature& given, Pair types, const Table& chosen, bool infers);
+  Operator(const Signature& given, Pair types, const Table& chosen, bool infers, Device where = Device::cpu);
 
   const Signature& signature;
   Pair pair;
   const Table& table;
+  Device device;
 };
 
 // The interface that shapes are inferred with: ONNX Runtime gives none to that function.

@@ -15,6 +15,17 @@ namespace adexport::kernels {
 
 namespace {
 
+// Made once: operators that sessions have must not change under them.
+struct Choice {
+  std::string refusal;
+  const Table* table = chosen_table(refusal);
+};
+
+const Choice& choice() {
+  static const Choice made;
+  return made;
+}
+
 // Whether an input that may be left out stands before another.
 bool has_gaps(const Signature& signature) {
   return std::any_of(signature.inputs.begin(), signature.inputs.end() - 1,
@@ -37,6 +48,13 @@ const std::vector<std::unique_ptr<Operator>>& operators(const Table& table, bool
       for (std::size_t pair = 0; pair < pair_count; ++pair) {
         made.push_back(std::make_unique<Operator>(signature, static_cast<Pair>(pair), table, infers));
       }
+#if defined(ADEXPORT_KERNELS_CUDA)
+      if (std::string_view(signature.name).substr(0, 4) == "Lora") {
+        for (const Pair pair : {Pair::float_float, Pair::half_half}) {
+          made.push_back(std::make_unique<Operator>(signature, pair, table, infers, Device::cuda));
+        }
+      }
+#endif
     }
     return made;
   }();
@@ -44,9 +62,8 @@ const std::vector<std::unique_ptr<Operator>>& operators(const Table& table, bool
 }
 
 void add_operators(const OrtApi& api, const std::string& version, OrtSessionOptions* options) {
-  std::string refusal;
-  const Table* table = chosen_table(refusal);
-  if (table == nullptr) throw Misfit("adexport's kernels: " + refusal);
+  const Table* table = choice().table;
+  if (table == nullptr) throw Misfit("adexport's kernels: " + choice().refusal);
   set_shape_api(api);
   OrtCustomOpDomain* domain = nullptr;
   check(api, api.CreateCustomOpDomain("adexport", &domain));
@@ -78,7 +95,6 @@ ADEXPORT_EXPORT const char* adexport_kernels_version() {
 
 // The set of instructions that is used: avx512, avx2 or portable; empty if the one that was asked for cannot be.
 ADEXPORT_EXPORT const char* adexport_kernels_isa() {
-  std::string refusal;
-  const adexport::kernels::Table* table = adexport::kernels::chosen_table(refusal);
+  const adexport::kernels::Table* table = adexport::kernels::choice().table;
   return table == nullptr ? "" : table->name;
 }

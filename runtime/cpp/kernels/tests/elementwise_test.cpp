@@ -25,7 +25,7 @@ TYPED_TEST(ElementwiseTest, EveryCountOfFeatures) {
     const auto vector = any_values<TB>(random, rows * features);
     const std::vector<std::int64_t> ids{3, 0, 1};
     for (const Table* table : runnable_tables()) {
-      std::vector<T> result = in_place ? x : std::vector<T>(x.size());
+      Guarded<T> result = in_place ? x : Guarded<T>(x.size());
       ElementwiseCall call{};
       call.where = "test";
       call.pair = TypeParam::pair;

@@ -87,7 +87,7 @@ class LowRankTest : public ::testing::Test {
     }
 
     for (const Table* table : runnable_tables()) {
-      std::vector<T> result = in_place ? y : std::vector<T>(y.size());
+      Guarded<T> result = in_place ? y : Guarded<T>(y.size());
       if (in_place) call.y.data = result.data();
       call.run(call.checked(), result.data(), *table, Backwards());
       for (std::size_t i = 0; i < result.size(); ++i) {
