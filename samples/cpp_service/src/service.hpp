@@ -1,0 +1,15 @@
+// The service over HTTP.
+#pragma once
+
+#include <httplib.h>
+
+#include <filesystem>
+
+#include "batcher.hpp"
+
+// Bytes of a body.
+inline constexpr std::size_t body_limit = 64 * 1024;
+
+// Tell a server what to serve; all that is given must outlive it. `adapters` has NAME.safetensors.
+void add_service(httplib::Server& server, adexport::Engine& engine, Batcher& batcher,
+                 const std::filesystem::path& adapters);
