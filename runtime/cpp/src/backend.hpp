@@ -8,6 +8,7 @@
 
 #include "bank.hpp"
 #include "element.hpp"
+#include "floats.hpp"
 
 namespace adexport::core {
 
@@ -23,7 +24,7 @@ struct Feed {
 struct Array {
   std::string name;
   std::vector<std::int64_t> shape;
-  std::vector<float> values;
+  Floats values;
 };
 
 // The KV caches of a batch: [rows, kv_heads, room, size] for keys and values of every layer.

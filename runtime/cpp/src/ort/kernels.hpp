@@ -1,0 +1,13 @@
+// Where the library of operators for ONNX Runtime lies (libadexport_kernels).
+#pragma once
+
+#include <optional>
+#include <string>
+
+namespace adexport::core {
+
+// The path to register; empty: without. `named` is what the caller asked for ("": without); else it is
+// $ADEXPORT_KERNELS, else what lies beside libadexport. Throws Kind::dependency if a named one is not there.
+std::string find_kernels(const std::optional<std::string>& named);
+
+}  // namespace adexport::core
