@@ -59,9 +59,8 @@ class Service(NamedTuple):
 
     def row(self, ids: Sequence[int], text: str, tenant: object) -> dict[str, object]:
         """A row as this service takes it."""
-        return {
-            "text" if self.kind == "python" else "ids": text if self.kind == "python" else list(ids)
-        } | {"tenant": tenant}
+        written = {"text": text} if self.kind == "python" else {"ids": list(ids)}
+        return {**written, "tenant": tenant}
 
     def health(self) -> dict[str, Any]:
         """What it says of itself."""
@@ -127,11 +126,8 @@ def built(folder: Path) -> list[str]:
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    return [
-        "env",
-        *(f"{key}={value}" for key, value in native_environment().items()),
-        str(folder / "adexport_service"),
-    ]
+    found = [f"{key}={value}" for key, value in native_environment().items()]
+    return ["env", *found, str(folder / "adexport_service")]
 
 
 def program(kind: str, folder: Path) -> list[str]:

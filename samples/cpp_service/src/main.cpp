@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -29,7 +30,7 @@ constexpr const char* usage =
 
 struct Given {
   std::string bundle;
-  std::string adapters;
+  std::filesystem::path adapters;
   int port = 8322;
   int threads = 1;
   Batcher::Limits limits;

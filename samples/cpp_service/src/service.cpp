@@ -159,7 +159,7 @@ std::string name_in(const Request& request) {
   std::string name = request.matches[1];
   if (!is_name(name)) {
     throw Refused(422, adexport::Kind::adapter, "adapter name refused",
-                  {{"bad-name", name, "", "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit",
+                  {{"bad-name", json(name).dump(-1, ' ', true, json::error_handler_t::replace), "", "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit",
                     "a name is an id, never a path", "give another name"}});
   }
   return name;
@@ -168,7 +168,7 @@ std::string name_in(const Request& request) {
 }  // namespace
 
 void add_service(httplib::Server& server, adexport::Engine& engine, Batcher& batcher,
-                 const std::filesystem::path& adapters) {
+                 std::filesystem::path adapters) {
   server.Post("/v1/classify", [&](const Request& request, Response& response, const ContentReader& reader) {
     const std::string body = read_body(request, response, reader);
     if (request.get_header_value("content-type").rfind(type, 0) != 0) {
@@ -184,7 +184,8 @@ void add_service(httplib::Server& server, adexport::Engine& engine, Batcher& bat
     tell(response, 200, {{"tenants", engine.adapters()}});
   });
   const char* const tenant = "/v1/tenants/([^/]+)";
-  server.Put(tenant, [&](const Request& request, Response& response, const ContentReader& reader) {
+  server.Put(tenant, [&, adapters = std::move(adapters)](const Request& request, Response& response,
+                                                         const ContentReader& reader) {
     read_body(request, response, reader);
     const std::string name = name_in(request);
     const std::filesystem::path path = adapters / (name + ".safetensors");

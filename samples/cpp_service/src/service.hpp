@@ -10,6 +10,7 @@
 // Bytes of a body.
 inline constexpr std::size_t body_limit = 64 * 1024;
 
-// Tell a server what to serve; all that is given must outlive it. `adapters` has NAME.safetensors.
+// Tell a server what to serve; the engine and the batcher must outlive it. `adapters`: a folder of
+// NAME.safetensors.
 void add_service(httplib::Server& server, adexport::Engine& engine, Batcher& batcher,
-                 const std::filesystem::path& adapters);
+                 std::filesystem::path adapters);
