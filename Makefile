@@ -13,7 +13,17 @@ export HF_HUB_OFFLINE := 1
 export ORT_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
+# The C++ runtime: where it is built, and the headers of ONNX Runtime that it is built with.
+NATIVE      := build/native
+ORT_HEADERS := $(abspath $(or $(ONNXRUNTIME_INCLUDE_DIR),build/onnxruntime-headers))
+# Where the wheel of ONNX Runtime has its library; others are taken with ADEXPORT_ORT_LIBRARY=….
+ORT_LIBRARY  = $(or $(ADEXPORT_ORT_LIBRARY),$(shell find "$(VENV)/lib" -name 'libonnxruntime.so.*' | head -n 1))
+NATIVE_TEST  = ADEXPORT_ORT_LIBRARY="$(abspath $(ORT_LIBRARY))" ADEXPORT_TEST_BUNDLES="$(abspath build/bundles)"
+CONFIGURE    = cmake -S runtime/cpp -G Ninja -DONNXRUNTIME_INCLUDE_DIR="$(ORT_HEADERS)" -DADEXPORT_BUILD_TESTS=ON \
+	-DADEXPORT_WARNINGS_AS_ERRORS=ON
+
 .PHONY: help setup demo test test-gpu lint types unit bench format clean
+.PHONY: native native-build native-sanitize native-lint native-bundles
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +57,39 @@ unit: $(STAMP)  ## pytest, a process for each core (ARGS="-m 'not slow'" for the
 
 test-gpu: $(STAMP)  ## the suite for GPUs; fails where none answers (ALLOW_NO_GPU=1: the controls alone)
 	REQUIRE_GPU=$(if $(ALLOW_NO_GPU),,1) PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/gpu $(ARGS)
+
+native: native-build native-bundles  ## the C++ runtime: build it, run its tests, use it from another project
+	$(NATIVE_TEST) ctest --test-dir $(NATIVE) --output-on-failure $(ARGS)
+	$(NATIVE_TEST) runtime/cpp/tests/consumer/build.sh $(NATIVE) build/bundles/encoder.bundle a
+
+native-build: $(ORT_HEADERS)/onnxruntime_c_api.h  ## the C++ runtime in build/native
+	$(CONFIGURE) -B $(NATIVE) -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(NATIVE)
+
+$(ORT_HEADERS)/onnxruntime_c_api.h:
+	runtime/cpp/fetch_headers.sh "$(ORT_HEADERS)"
+
+# what the tests of the C++ runtime run: made once, and again when what makes them changes
+native-bundles: build/bundles/ready
+
+build/bundles/ready: runtime/cpp/tests/make_bundles.py | $(STAMP)
+	rm -rf build/bundles
+	OMP_NUM_THREADS=1 $(BIN)/python $< build/bundles
+
+native-sanitize: $(ORT_HEADERS)/onnxruntime_c_api.h native-bundles  ## its tests under ASan, UBSan and TSan
+	$(CONFIGURE) -B $(NATIVE)-address -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADEXPORT_SANITIZE=address,undefined
+	cmake --build $(NATIVE)-address
+	$(NATIVE_TEST) UBSAN_OPTIONS=print_stacktrace=1 ctest --test-dir $(NATIVE)-address --output-on-failure $(ARGS)
+	$(CONFIGURE) -B $(NATIVE)-thread -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADEXPORT_SANITIZE=thread
+	cmake --build $(NATIVE)-thread
+	$(NATIVE_TEST) TSAN_OPTIONS=suppressions=$(abspath runtime/cpp/tests/sanitizers.tsan) \
+		ctest --test-dir $(NATIVE)-thread --output-on-failure $(ARGS)
+
+native-lint: native-build  ## clang-format and clang-tidy on it
+	git ls-files 'runtime/cpp/*.cpp' 'runtime/cpp/*.hpp' 'runtime/cpp/*.h' 'runtime/cpp/*.c' \
+		| xargs clang-format --dry-run -Werror
+	git ls-files 'runtime/cpp/src/*.cpp' 'runtime/cpp/kernels/*.cpp' | xargs -n 1 -P "$$(nproc)" \
+		clang-tidy --quiet -p $(NATIVE)
 
 bench: $(STAMP)  ## the numbers of BENCHMARKS.md
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/benchmarks/encoder.py

@@ -10,6 +10,7 @@
 #include "backend.hpp"
 #include "bank.hpp"
 #include "bundle.hpp"
+#include "generation/generate.hpp"
 #include "ort/providers.hpp"
 #include "outputs.hpp"
 #include "request.hpp"
@@ -46,6 +47,10 @@ class Engine {
   [[nodiscard]] std::vector<std::string> adapters() const;
 
   Outputs run(const std::vector<Feed>& inputs, const Adapters& adapters);
+
+  // See generation/generate.hpp.
+  std::vector<Generated> generate(const std::vector<Prompt>& prompts, const Sampling& sampling,
+                                  std::size_t max_batch, const OnToken& on_token);
 
  private:
   Engine(Bundle bundle, std::unique_ptr<Backend> backend, std::int64_t rows);

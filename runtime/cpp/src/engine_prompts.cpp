@@ -1,4 +1,4 @@
-// Runs of bundles that generate: the logits at every position of prompts.
+// Bundles that generate: the logits at every position of prompts, and texts.
 #include <algorithm>
 #include <new>
 #include <numeric>
@@ -60,6 +60,11 @@ Outputs Engine::run_prompts(const Inputs& inputs, const Adapters& names) {
                                           slots, *caches, 0, batch, *binding));
   outputs.labels.resize(static_cast<std::size_t>(batch));
   return outputs;
+}
+
+std::vector<Generated> Engine::generate(const std::vector<Prompt>& prompts, const Sampling& sampling,
+                                        std::size_t max_batch, const OnToken& on_token) {
+  return core::generate(*backend_, manifest(), bank_, prompts, sampling, max_batch, on_token);
 }
 
 void Engine::put_adapter(BatchRows& rows, std::int64_t row, const std::string& name) {

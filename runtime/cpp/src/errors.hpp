@@ -44,6 +44,7 @@ inline constexpr const char* rank_above_max = "rank-above-max";
 inline constexpr const char* run_failed = "run-failed";
 inline constexpr const char* unknown_adapter = "unknown-adapter";
 inline constexpr const char* unknown_site = "unknown-site";
+inline constexpr const char* unsupported = "unsupported";
 inline constexpr const char* version = "version";
 inline constexpr const char* wrong_base = "wrong-base";
 inline constexpr const char* wrong_dtype = "wrong-dtype";

@@ -1,3 +1,4 @@
+#include <cstring>
 #include <utility>
 
 #include "c_api/guard.hpp"
@@ -12,8 +13,16 @@ using adexport::core::Feed;
 
 namespace {
 
-std::optional<Element> element_of(adexport_dtype dtype) {
-  switch (static_cast<int>(dtype)) {
+// An enumeration that comes from outside may hold any number.
+int number_of(const adexport_dtype& dtype) {
+  int number = 0;
+  static_assert(sizeof number == sizeof dtype);
+  std::memcpy(&number, &dtype, sizeof number);
+  return number;
+}
+
+std::optional<Element> element_of(int dtype) {
+  switch (dtype) {
     case ADEXPORT_FLOAT32:
       return Element::fp32;
     case ADEXPORT_INT64:
@@ -30,9 +39,9 @@ Feed feed_of(const adexport_tensor& given, std::size_t index, Arguments& argumen
   Feed feed;
   arguments.needed(given.name, subject + ".name", "a name");
   if (given.name != nullptr) feed.name = given.name;
-  const auto element = element_of(given.dtype);
+  const auto element = element_of(number_of(given.dtype));
   if (!element) {
-    arguments.refuse(subject + ".dtype", std::to_string(static_cast<int>(given.dtype)),
+    arguments.refuse(subject + ".dtype", std::to_string(number_of(given.dtype)),
                      "ADEXPORT_FLOAT32, ADEXPORT_INT64 or ADEXPORT_INT32");
   }
   feed.element = element.value_or(Element::int64);

@@ -1,0 +1,8 @@
+/* The header is C, too. */
+#include <adexport/adexport.h>
+#include <stdio.h>
+
+int main(void) {
+  puts(adexport_version());
+  return 0;
+}
