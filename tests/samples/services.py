@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-#: where `make native` installs libadexport
+#: where `make native-build` installs libadexport
 NATIVE = Path(os.environ.get("ADEXPORT_NATIVE", ROOT / "build" / "native" / "install"))
 UP, TIMEOUT = 120.0, 60.0
 KINDS = ("python", "cpp")

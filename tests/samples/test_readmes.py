@@ -31,7 +31,7 @@ def blocks(readme: Path, language: str) -> list[str]:
 
 def run(script: str, folder: Path) -> str:
     """Run a shell script as it stands, with this environment in the place of ``.venv``, and free ports."""
-    script = script.replace(".venv/bin/", f"{BIN}/")
+    script = script.replace(".venv/bin/", f"{BIN}/").replace(".venv/lib ", f"{sys.prefix}/lib ")
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     for port in PORTS:
         script = script.replace(port, str(free_port()))
@@ -66,7 +66,7 @@ def test_every_sample_has_a_readme_with_commands() -> None:
 @pytest.mark.parametrize("readme", SAMPLES, ids=lambda path: path.parent.name)
 def test_a_samples_commands(readme: Path) -> None:
     if readme.parent.name == "cpp_service" and not NATIVE.exists():
-        pytest.skip(f"no libadexport in {NATIVE}: `make native` builds and installs it there")
+        pytest.skip(f"no libadexport in {NATIVE}: `make native-build` builds and installs it there")
     for block in blocks(readme, "sh"):
         run(block, ROOT)
 

@@ -69,7 +69,7 @@ def started(
 ) -> tuple[str, list[str]]:
     """A kind of service, and how it is started."""
     if request.param == "cpp" and not (NATIVE / "include" / "adexport" / "adexport.hpp").exists():
-        pytest.skip(f"no libadexport in {NATIVE}: `make native` builds and installs it there")
+        pytest.skip(f"no libadexport in {NATIVE}: `make native-build` builds and installs it there")
     return request.param, program(request.param, tmp_path_factory.mktemp("service"))
 
 
