@@ -62,9 +62,10 @@ native: native-build native-bundles  ## the C++ runtime: build it, run its tests
 	$(NATIVE_TEST) ctest --test-dir $(NATIVE) --output-on-failure $(ARGS)
 	$(NATIVE_TEST) runtime/cpp/tests/consumer/build.sh $(NATIVE) build/bundles/encoder.bundle a
 
-native-build: $(ORT_HEADERS)/onnxruntime_c_api.h  ## the C++ runtime in build/native
+native-build: $(ORT_HEADERS)/onnxruntime_c_api.h  ## the C++ runtime in build/native, installed in its install/
 	$(CONFIGURE) -B $(NATIVE) -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(NATIVE)
+	cmake --install $(NATIVE) --prefix $(NATIVE)/install >/dev/null
 
 $(ORT_HEADERS)/onnxruntime_c_api.h:
 	runtime/cpp/fetch_headers.sh "$(ORT_HEADERS)"

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adexport import build_model, verify_bundle
 from adexport_runtime import Bundle, Engine, bind_into_bundle
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import minilm
 import vader
-from console import console, done, near, say, step, terminal
-from training import batches, encode, text_length, train
+from console import console, near, say, step
+from sentiment import train_base, train_tenant
 
 HERE = Path(__file__).resolve().parents[2] / ".cache" / "two_tenants"
 TENANTS = ("tweets", "movies")
 TEST, TRAIN, EPOCHS = 300, 600, 2
-HEAD_TRAIN = 400
 
 
 def main() -> None:
@@ -55,7 +49,7 @@ def main() -> None:
     train_base(base, data["amazon"])
     adapters = {tenant: HERE / "lora" / tenant for tenant in TENANTS}
     for tenant, folder in adapters.items():
-        train_tenant(tenant, base, folder, data[tenant][TEST : TEST + TRAIN])
+        train_tenant(base, folder, data[tenant][TEST : TEST + TRAIN], EPOCHS)
 
     bundle = HERE / "sentiment.bundle"
     with step(f"adexport build {base.name} -o {bundle.name}"):
@@ -77,50 +71,6 @@ def main() -> None:
     say("\nTry it yourself:")
     say(f"  {adexport} inspect {here}")
     say(f"  {adexport} run {here} {texts}")
-
-
-def train_base(folder: Path, examples: list[vader.Example]) -> None:
-    """A sentiment head on the frozen encoder, trained on a domain that is no tenant's."""
-    tokenizer = AutoTokenizer.from_pretrained(minilm.folder())
-    model = AutoModelForSequenceClassification.from_pretrained(
-        minilm.folder(),
-        num_labels=2,
-        id2label={0: "negative", 1: "positive"},
-        label2id={"negative": 0, "positive": 1},
-    ).eval()
-    with step("train the shared head (amazon reviews; the encoder stays frozen)"):
-        chosen = examples[:HEAD_TRAIN]
-        with torch.no_grad():
-            features = torch.cat(
-                [
-                    model.bert(**encode(tokenizer, [e.text for e in chosen[i : i + 50]])).pooler_output
-                    for i in range(0, len(chosen), 50)
-                ]
-            )
-        labels = torch.tensor([example.label for example in chosen])
-        optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=3e-2, weight_decay=1e-2)
-        for _ in range(200):
-            loss = torch.nn.functional.cross_entropy(model.classifier(features), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def train_tenant(tenant: str, base: Path, folder: Path, examples: list[vader.Example]) -> None:
-    """A tenant's LoRA on query and value; the base and its head stay frozen."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForSequenceClassification.from_pretrained(base)
-    peft = get_peft_model(
-        model, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["query", "value"])
-    )
-    started = time.perf_counter()
-    chosen = batches(examples, 32, EPOCHS, text_length)
-    shown = track(chosen, f"train {tenant}", console=terminal, transient=True)
-    train(peft, tokenizer, shown, rate=2e-3)
-    peft.save_pretrained(str(folder))
-    done(f"train the LoRA of {tenant} with PEFT", started)
 
 
 def show_mixed_batch(engine: Engine, data: dict[str, list[vader.Example]]) -> None:

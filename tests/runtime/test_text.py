@@ -57,7 +57,9 @@ def test_nothing_but_the_bundle_truncates(with_limit, limit: int | None, tokens:
     assert with_limit(limit)(["word " * 600])["input_ids"].shape == (1, tokens)
 
 
-@pytest.mark.parametrize("texts", [[], "a text", ["a", 1], [None], [b"a"], ("a", ["b"])])
+@pytest.mark.parametrize(
+    "texts", [[], "a text", ["a", 1], [None], [b"a"], ("a", ["b"]), ["a", "lone \ud800 surrogate"]]
+)
 def test_what_is_no_list_of_texts(minilm_bundle: Path, texts: object) -> None:
     with pytest.raises(RequestError) as caught:
         TextEncoder(Bundle.open(minilm_bundle))(texts)  # type: ignore[arg-type]

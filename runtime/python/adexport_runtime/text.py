@@ -63,6 +63,13 @@ class TextEncoder:
                 "the texts do not fit",
                 Problem(Code.BAD_INPUT, "texts", got=repr(texts)[:80], expected="a list of strings"),
             )
+        problems = [
+            Problem(Code.BAD_INPUT, f"text {row}", got=repr(text)[:80], expected="a string of Unicode text")
+            for row, text in enumerate(texts)
+            if not _is_unicode(text)
+        ]
+        if problems:
+            raise RequestError("the texts do not fit", problems)
         encodings = self._tokenizer.encode_batch(list(texts))
         fields = {
             "input_ids": [encoding.ids for encoding in encodings],
