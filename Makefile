@@ -15,6 +15,11 @@ export TOKENIZERS_PARALLELISM := false
 
 # The C++ runtime: where it is built, and the headers of ONNX Runtime that it is built with.
 NATIVE      := build/native
+# Where the Python runtime finds the kernels.
+KERNELS     := runtime/python/adexport_runtime/libadexport_kernels.so
+# The oldest ONNX Runtime that pyproject.toml takes, for a second run of the C++ tests.
+OLDEST_ORT  := onnxruntime==1.23.2
+OLDER       := build/onnxruntime-oldest
 ORT_HEADERS := $(abspath $(or $(ONNXRUNTIME_INCLUDE_DIR),build/onnxruntime-headers))
 # Where the wheel of ONNX Runtime has its library; others are taken with ADEXPORT_ORT_LIBRARY=….
 ORT_LIBRARY  = $(or $(ADEXPORT_ORT_LIBRARY),$(shell find "$(VENV)/lib" -name 'libonnxruntime.so.*' | head -n 1))
@@ -23,7 +28,7 @@ CONFIGURE    = cmake -S runtime/cpp -G Ninja -DONNXRUNTIME_INCLUDE_DIR="$(ORT_HE
 	-DADEXPORT_WARNINGS_AS_ERRORS=ON
 
 .PHONY: help setup demo test test-gpu lint types unit bench format clean
-.PHONY: native native-build native-sanitize native-lint native-bundles
+.PHONY: native native-build native-bundles native-tools native-older native-sanitize native-fuzz native-format native-lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,7 +47,7 @@ $(STAMP): pyproject.toml requirements/assets.txt
 demo: $(STAMP)  ## two tenants on one exported encoder, from nothing, in a few minutes
 	$(BIN)/python samples/two_tenants/run.py
 
-test: lint types unit  ## everything CI runs
+test: lint types native-tools native native-older native-sanitize native-fuzz native-format unit  ## everything CI runs
 
 lint: $(STAMP)  ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -66,6 +71,15 @@ native-build: $(ORT_HEADERS)/onnxruntime_c_api.h  ## the C++ runtime in build/na
 	$(CONFIGURE) -B $(NATIVE) -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(NATIVE)
 	cmake --install $(NATIVE) --prefix $(NATIVE)/install >/dev/null
+	cp -L $(NATIVE)/install/lib*/libadexport_kernels.so $(KERNELS)
+
+native-tools:  ## what the C++ runtime is built with, from Debian's packages (nothing where all of it is there)
+	if command -v dpkg-query >/dev/null; then runtime/cpp/install_debian.sh; fi
+
+native-older: native-build native-bundles  ## the same tests on the oldest ONNX Runtime that is taken
+	test -d $(OLDER) || $(BIN)/pip install --quiet --no-deps --target $(OLDER) $(OLDEST_ORT)
+	ADEXPORT_ORT_LIBRARY="$$(find "$(abspath $(OLDER))" -name 'libonnxruntime.so.*' | head -n 1)" \
+		ADEXPORT_TEST_BUNDLES="$(abspath build/bundles)" ctest --test-dir $(NATIVE) --output-on-failure $(ARGS)
 
 $(ORT_HEADERS)/onnxruntime_c_api.h:
 	runtime/cpp/fetch_headers.sh "$(ORT_HEADERS)"
@@ -86,9 +100,18 @@ native-sanitize: $(ORT_HEADERS)/onnxruntime_c_api.h native-bundles  ## its tests
 	$(NATIVE_TEST) TSAN_OPTIONS=suppressions=$(abspath runtime/cpp/tests/sanitizers.tsan) \
 		ctest --test-dir $(NATIVE)-thread --output-on-failure $(ARGS)
 
-native-lint: native-build  ## clang-format and clang-tidy on it
+native-fuzz: $(ORT_HEADERS)/onnxruntime_c_api.h  ## what reads bytes of others, for a minute (SECONDS_EACH=20)
+	CXX=clang++ $(CONFIGURE) -B $(NATIVE)-fuzz -DADEXPORT_BUILD_TESTS=OFF -DADEXPORT_BUILD_KERNELS=OFF \
+		-DADEXPORT_WARNINGS_AS_ERRORS=OFF -DADEXPORT_BUILD_FUZZERS=ON -DADEXPORT_SANITIZE=address,undefined \
+		-DADEXPORT_FUZZ_SECONDS=$(or $(SECONDS_EACH),20)
+	cmake --build $(NATIVE)-fuzz
+	ctest --test-dir $(NATIVE)-fuzz/fuzz --output-on-failure
+
+native-format:  ## clang-format on it
 	git ls-files 'runtime/cpp/*.cpp' 'runtime/cpp/*.hpp' 'runtime/cpp/*.h' 'runtime/cpp/*.c' \
 		| xargs clang-format --dry-run -Werror
+
+native-lint: native-build native-format  ## clang-format and clang-tidy on it
 	git ls-files 'runtime/cpp/src/*.cpp' 'runtime/cpp/kernels/*.cpp' | xargs -n 1 -P "$$(nproc)" \
 		clang-tidy --quiet -p $(NATIVE)
 
@@ -102,4 +125,4 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 clean:  ## remove what was built here
-	rm -rf $(VENV) .cache build dist *.bundle
+	rm -rf $(VENV) .cache build dist *.bundle $(KERNELS)

@@ -120,7 +120,9 @@ def library_path() -> Path | None:
 
 
 def ort_library() -> Path:
-    """The shared library in the installed package of ONNX Runtime."""
+    """``$ADEXPORT_ORT_LIBRARY``, or the shared library in the installed package of ONNX Runtime."""
+    if named := os.environ.get("ADEXPORT_ORT_LIBRARY"):
+        return Path(named)
     spec = find_spec("onnxruntime")
     assert spec is not None
     assert spec.origin is not None
