@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from adexport_runtime import Bundle, Engine, bind_into_bundle, load_adapter
 from tests.conftest import MakeLora
 
-from .capi import needs_native, ort_library
+from .capi import NativeError, needs_native, ort_library
 from .kernels import kernel_library, needs_kernels
 from .native import NativeEngine
 
@@ -86,13 +86,16 @@ def test_int32_ids_are_widened(tiny_bundle: Path) -> None:
     np.testing.assert_array_equal(narrow, wide)
 
 
-@pytest.mark.slow
-def test_two_versions_of_onnx_runtime(tiny_bundle: Path) -> None:
-    """The library that is named is the one that runs."""
-    import onnxruntime
-
+def test_the_onnx_runtime_that_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
     with NativeEngine(tiny_bundle, ort=ort_library()) as engine:
-        assert engine.ort_version == onnxruntime.__version__
+        assert ort_library().name.endswith(engine.ort_version)
+    (tmp_path / "libonnxruntime.so").write_bytes(b"no library")
+    for path in (tmp_path / "libonnxruntime.so", tmp_path / "absent.so"):
+        with pytest.raises(NativeError) as caught:
+            NativeEngine(tiny_bundle, ort=path)
+        assert caught.value.kind == "DependencyError"
+        assert caught.value.codes == {"package-missing"}
+        assert str(path) in str(caught.value)
 
 
 class TestGeneration:
