@@ -97,7 +97,7 @@ def main() -> None:
     alone = [service.classify([pair])[0] for rows in pairs for pair in rows]
     service.ask("DELETE", "/v1/tenants/nyt")
 
-    ran = f"{len(mixed)} rows of {len(pairs)} requests in {batches} batches"
+    ran = f"{len(mixed)} rows of {len(pairs)} requests in {batches} batch{'es' if batches > 1 else ''}"
     table = Table(title=f"{ran}, and each row alone", title_justify="left")
     for column in ("text", "tenant", "together", "alone"):
         table.add_column(column, overflow="fold")

@@ -159,8 +159,9 @@ std::string name_in(const Request& request) {
   std::string name = request.matches[1];
   if (!is_name(name)) {
     throw Refused(422, adexport::Kind::adapter, "adapter name refused",
-                  {{"bad-name", json(name).dump(-1, ' ', true, json::error_handler_t::replace), "", "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit",
-                    "a name is an id, never a path", "give another name"}});
+                  {{"bad-name", json(name).dump(-1, ' ', true, json::error_handler_t::replace), "",
+                    "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit", "a name is an id, never a path",
+                    "give another name"}});
   }
   return name;
 }
