@@ -217,6 +217,7 @@ class _End:
         assert h is not None
         assert x is not None
         total = self.emit("Add", h, x)
+        total.type, total.shape = self.node.outputs[0].type, self.node.outputs[0].shape
         options_in = {"hidden": h, "residual": x, "sum": total}
         if any(form.input == "normed" for form in forms):
             options_in["normed"] = self._close(total)

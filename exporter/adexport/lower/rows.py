@@ -73,7 +73,10 @@ def call_bottleneck(
         return added(emit) if used is None else _if(emit, used, added, lambda emit: _same(emit, given["y"]))
 
     _define(model, function, names, body, [_ACTIVATIONS])
-    return emit(function, *inputs, domain=DOMAIN, **{_ACTIVATIONS: list(activations)})
+    added = emit(function, *inputs, domain=DOMAIN, **{_ACTIVATIONS: ",".join(activations)})
+    if inputs[0] is not None:  # ONNX Runtime 1.23 cannot infer it of a kernel
+        added.type, added.shape = inputs[0].type, inputs[0].shape
+    return added
 
 
 def _define(
@@ -92,7 +95,7 @@ def _define(
     graph = ir.Graph(
         values, [result], nodes=nodes, opset_imports={"": model.graph.opset_imports[""]}, name=name
     )
-    unset = [ir.Attr(attribute, ir.AttributeType.STRINGS, None) for attribute in attributes]
+    unset = [ir.Attr(attribute, ir.AttributeType.STRING, None) for attribute in attributes]
     made = ir.Function(DOMAIN, name, "", graph=graph, attributes=unset)
     model.functions[made.identifier()] = made
     model.opset_imports[DOMAIN] = VERSION

@@ -121,9 +121,6 @@ def make_encoder(folder: Path, scratch: Path) -> None:
     lowered = {"half": half, "brain": brain, "dynamic": dynamic, "plain": BuildOptions(slots=())}
     for name, options in lowered.items():
         lower_again(bundle, folder / f"{name}.bundle", options=options)
-    lower_again(
-        bundle, folder / "brain.bundle", options=BuildOptions(dtype="bf16", tolerance=TOLERANCE["bf16"])
-    )
     for name in ("encoder", "half", "dynamic"):
         target = folder / f"{name}.bundle"
         bind_ranked(
