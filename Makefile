@@ -82,8 +82,7 @@ native-sanitize: $(ORT_HEADERS)/onnxruntime_c_api.h native-bundles  ## its tests
 	$(NATIVE_TEST) UBSAN_OPTIONS=print_stacktrace=1 ctest --test-dir $(NATIVE)-address --output-on-failure $(ARGS)
 	$(CONFIGURE) -B $(NATIVE)-thread -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADEXPORT_SANITIZE=thread
 	cmake --build $(NATIVE)-thread
-	$(NATIVE_TEST) TSAN_OPTIONS=suppressions=$(abspath runtime/cpp/tests/sanitizers.tsan) \
-		ctest --test-dir $(NATIVE)-thread --output-on-failure $(ARGS)
+	$(NATIVE_TEST) ctest --test-dir $(NATIVE)-thread --output-on-failure $(ARGS)
 
 native-lint: native-build  ## clang-format and clang-tidy on it
 	git ls-files 'runtime/cpp/*.cpp' 'runtime/cpp/*.hpp' 'runtime/cpp/*.h' 'runtime/cpp/*.c' \
