@@ -97,8 +97,7 @@ native-sanitize: $(ORT_HEADERS)/onnxruntime_c_api.h native-bundles  ## its tests
 	$(NATIVE_TEST) UBSAN_OPTIONS=print_stacktrace=1 ctest --test-dir $(NATIVE)-address --output-on-failure $(ARGS)
 	$(CONFIGURE) -B $(NATIVE)-thread -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADEXPORT_SANITIZE=thread
 	cmake --build $(NATIVE)-thread
-	$(NATIVE_TEST) TSAN_OPTIONS=suppressions=$(abspath runtime/cpp/tests/sanitizers.tsan) \
-		ctest --test-dir $(NATIVE)-thread --output-on-failure $(ARGS)
+	$(NATIVE_TEST) ctest --test-dir $(NATIVE)-thread --output-on-failure $(ARGS)
 
 native-fuzz: $(ORT_HEADERS)/onnxruntime_c_api.h  ## what reads bytes of others, for a minute (SECONDS_EACH=20)
 	CXX=clang++ $(CONFIGURE) -B $(NATIVE)-fuzz -DADEXPORT_BUILD_TESTS=OFF -DADEXPORT_BUILD_KERNELS=OFF \
