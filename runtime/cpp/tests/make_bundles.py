@@ -78,7 +78,7 @@ def save_run(
     folder: Path, bundle: Path, case: str, inputs: Mapping[str, Any], rows: Sequence[str | None]
 ) -> None:
     """What the Python runtime computes for a batch."""
-    with Engine.open(bundle, threads=1) as engine:
+    with Engine.open(bundle, threads=1, kernels="none") as engine:
         outputs = engine.run(inputs, list(rows))
     tensors = {f"input.{name}": np.ascontiguousarray(array) for name, array in inputs.items()}
     tensors |= {f"output.{name}": np.ascontiguousarray(array) for name, array in outputs.items()}
@@ -203,7 +203,7 @@ def save_generation(folder: Path, bundle: Path, case: str, count: int, **setting
     random = np.random.default_rng(5)
     prompts = [[int(token) for token in random.integers(3, 97, 2 + 3 * row)] for row in range(count)]
     rows = [["a", None, "b", "c"][row % 4] for row in range(count)]
-    with Engine.open(bundle, threads=1) as engine:
+    with Engine.open(bundle, threads=1, kernels="none") as engine:
         generated = engine.generate(prompts, rows, max_batch=3, max_new_tokens=12, **settings)
     tensors = {f"prompt.{row}": np.array(prompt, np.int64) for row, prompt in enumerate(prompts)}
     tensors |= {f"generated.{row}": np.array(made.ids, np.int64) for row, made in enumerate(generated)}

@@ -276,7 +276,7 @@ TEST(Manifest, EverythingWrongIsNamedAtOnce) {
 
 TEST(Manifest, OtherVersionsAreRefusedBeforeAllElse) {
   const std::pair<Json, const char*> versions[] = {
-      {0, "0"},       {4, "4"},     {"1", "'1'"}, {nullptr, "None"},
+      {0, "0"},       {5, "5"},     {"1", "'1'"}, {nullptr, "None"},
       {true, "True"}, {{1}, "[1]"}, {1.5, "1.5"}, {Json::object(), "{}"}};
   for (const auto& [version, shown] : versions) {
     Json data = lora_manifest();
@@ -285,7 +285,7 @@ TEST(Manifest, OtherVersionsAreRefusedBeforeAllElse) {
     const Error error = refused(data.dump());
     EXPECT_EQ(culprits(error), (Culprits{{code::version, "format_version"}}));
     EXPECT_EQ(error.problems().at(0).got, shown);
-    EXPECT_EQ(error.problems().at(0).expected, "1 or 2 or 3");
+    EXPECT_EQ(error.problems().at(0).expected, "1 or 2 or 3 or 4");
   }
   for (const char* text : {"{}", "[]", "1", "null", "\"text\""}) {
     EXPECT_EQ(subjects(text, code::version), Subjects{"format_version"}) << text;
