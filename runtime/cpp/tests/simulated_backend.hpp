@@ -132,7 +132,7 @@ class SimulatedBackend : public Backend {
     auto& memory = dynamic_cast<SimulatedCaches&>(caches);
     const std::int64_t width = ids.shape[1];
     ++dynamic_cast<Binding&>(binding).steps;
-    Array logits{"logits", {last - first, 1, kVocabulary}, {}};
+    std::vector<float> logits;
     std::int64_t tokens = 0;
     for (std::int64_t row = 0; row < last - first; ++row) {
       const std::uint64_t mark = mark_of(slots.arrays(), first + row);
@@ -147,10 +147,10 @@ class SimulatedBackend : public Backend {
       const auto end = static_cast<std::ptrdiff_t>(pasts[row] + wanted[row] + 1);
       std::vector<float> made = logits_of({cache.begin(), cache.begin() + end});
       if (broken.count(mark) != 0) made[3] = std::nanf("");
-      logits.values.insert(logits.values.end(), made.begin(), made.end());
+      logits.insert(logits.end(), made.begin(), made.end());
     }
     steps.push_back({first, last - first, width, tokens});
-    return logits;
+    return {"logits", {last - first, 1, kVocabulary}, std::move(logits)};
   }
 
  private:
