@@ -3,6 +3,7 @@
 #include <fstream>
 #include <string>
 
+#include "bound.hpp"
 #include "support.hpp"
 
 namespace {
@@ -16,14 +17,19 @@ void write(const std::filesystem::path& path, const std::string& content) {
   std::ofstream(path, std::ios::binary) << content;
 }
 
+void write_manifest(const std::filesystem::path& path, const Json& manifest) {
+  adexport::core::parse_manifest(manifest.dump());
+  write(path, manifest.dump());
+}
+
 void write_manifests(const std::filesystem::path& folder) {
   Json quantized = adexport::tests::lora_manifest();
   quantized["base"]["quantization"] = {{"method", "weight-only"}, {"bits", 8},           {"block_size", 32},
                                        {"accuracy_level", 4},     {"embeddings", false}, {"lm_head", true}};
-  write(folder / "lora", adexport::tests::lora_manifest().dump());
-  write(folder / "every-slot", adexport::tests::every_slot_manifest().dump());
-  write(folder / "generation", adexport::tests::generation_manifest().dump());
-  write(folder / "quantized", quantized.dump());
+  write_manifest(folder / "lora", adexport::tests::lora_manifest());
+  write_manifest(folder / "every-slot", adexport::tests::every_slot_manifest());
+  write_manifest(folder / "generation", adexport::tests::generation_manifest());
+  write_manifest(folder / "quantized", quantized);
 }
 
 void write_tensors(const std::filesystem::path& folder) {
@@ -46,7 +52,11 @@ std::string headless(const Tensors& tensors, const std::string& bottleneck, cons
                                                  {"rank", "1"}};
   if (!bottleneck.empty()) metadata["bottleneck"] = bottleneck;
   if (!head.empty()) metadata["head"] = head;
-  std::string content = adexport::tests::safetensors(tensors, metadata).substr(8);
+  const std::string whole = adexport::tests::safetensors(tensors, metadata);
+  // A seed that is refused would lead nowhere: this throws, and the build fails.
+  adexport::core::check_bound(adexport::core::parse_tensors(adexport::tests::bytes_of(whole), "seed"),
+                              adexport::core::parse_manifest(adexport::tests::every_slot_manifest().dump()));
+  std::string content = whole.substr(8);
   const std::size_t data = content.rfind('}') + 1;
   content.replace(data, content.find_first_not_of(' ', data) - data, std::string(1, '\0'));
   return content;

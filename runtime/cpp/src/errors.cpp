@@ -41,10 +41,24 @@ std::string sentence(const Group& group) {
   return text;
 }
 
+// C strings end at a zero byte, and what a damaged file names can hold one.
+void escape_zeros(std::string& text) {
+  for (std::size_t at = text.find('\0'); at != std::string::npos; at = text.find('\0', at)) {
+    text.replace(at, 1, "\\x00");
+  }
+}
+
 }  // namespace
 
 Error::Error(Kind kind, std::string headline, std::vector<Problem> problems)
-    : kind_(kind), headline_(std::move(headline)), problems_(std::move(problems)), message_(headline_ + ":") {
+    : kind_(kind), headline_(std::move(headline)), problems_(std::move(problems)) {
+  escape_zeros(headline_);
+  for (Problem& problem : problems_) {
+    for (std::string* text : {&problem.subject, &problem.got, &problem.expected, &problem.cause, &problem.mend}) {
+      escape_zeros(*text);
+    }
+  }
+  message_ = headline_ + ":";
   for (const Group& group : grouped(problems_)) message_ += " " + sentence(group);
 }
 

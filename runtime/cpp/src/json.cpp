@@ -4,6 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "utf8.hpp"
+
 namespace adexport::core::json {
 namespace {
 
@@ -122,6 +124,10 @@ Value parse(std::string_view text, Keys keys) {
     throw SyntaxError("a zero byte at " + std::to_string(zero));
   }
   if (text.substr(0, 3) == "\xEF\xBB\xBF") throw SyntaxError("a byte order mark");
+  // What is no text at all is told before anything in it is.
+  if (const std::size_t end = utf8_end(text); end < text.size()) {
+    throw SyntaxError("no UTF-8 at byte " + std::to_string(end));
+  }
   Builder builder(keys);
   nlohmann::json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();

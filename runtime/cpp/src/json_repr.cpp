@@ -4,25 +4,10 @@
 #include <cmath>
 
 #include "json.hpp"
+#include "utf8.hpp"
 
 namespace adexport::core::json {
 namespace {
-
-// How many bytes the UTF-8 character at `at` has; 0 if there is none.
-std::size_t character(std::string_view text, std::size_t at) {
-  const auto byte = [&](std::size_t index) { return static_cast<unsigned char>(text[index]); };
-  const unsigned first = byte(at);
-  if (first < 0x80) return 1;
-  const std::size_t length = first >= 0xC2 && first < 0xE0 ? 2 : first >= 0xE0 && first < 0xF0 ? 3 : 4;
-  if (first < 0xC2 || first > 0xF4 || at + length > text.size()) return 0;
-  for (std::size_t index = 1; index < length; ++index) {
-    if ((byte(at + index) & 0xC0U) != 0x80) return 0;
-  }
-  const unsigned second = byte(at + 1);
-  const bool overlong = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
-  const bool beyond = (first == 0xED && second > 0x9F) || (first == 0xF4 && second > 0x8F);
-  return overlong || beyond ? 0 : length;
-}
 
 std::string escaped(unsigned value) {
   static constexpr std::string_view digits = "0123456789abcdef";
@@ -50,7 +35,7 @@ class Writer {
     const char quote = apostrophe && text.find('"') == std::string_view::npos ? '"' : '\'';
     ascii({&quote, 1});
     for (std::size_t at = 0; at < text.size() && !full();) {
-      const std::size_t length = character(text, at);
+      const std::size_t length = utf8_character(text, at);
       one(text.substr(at, length == 0 ? 1 : length), length, quote);
       at += length == 0 ? 1 : length;
     }

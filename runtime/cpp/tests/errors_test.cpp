@@ -30,5 +30,11 @@ TEST(Errors, CulpritsThatDifferInTheirSubjectShareASentence) {
   EXPECT_EQ(error.problems().size(), 3U);
 }
 
+TEST(Errors, NothingIsCutAtAZeroByte) {
+  const Error error(Kind::bundle, "x", {{code::absent, std::string("a\0b", 3)}, {code::absent, "c"}});
+  EXPECT_STREQ(error.what(), "x: 2 × a\\x00b, c [absent].");
+  EXPECT_EQ(error.problems().at(0).subject, "a\\x00b");
+}
+
 }  // namespace
 }  // namespace adexport::core

@@ -72,6 +72,11 @@ TEST(Json, RepeatedKeysAreAllNamed) {
   EXPECT_EQ(repeated(R"([{"a": 1}, {"a": 1}])"), "none");
 }
 
+TEST(Json, BytesThatAreNoTextAreToldFirst) {
+  EXPECT_THROW(parse("[{\"a\": 1, \"a\": 2}, \"\xff\"]"), SyntaxError);
+  EXPECT_THROW(parse("[{\"a\": 1, \"a\": 2}, 3"), RepeatedKeys);
+}
+
 TEST(Json, RepeatedKeysCanBeLookedForLater) {
   const Value value = parse(R"({"a": 1, "b": [{"c": 1, "c": 2}], "a": 3})", Keys::any);
   EXPECT_EQ(*find(*value.as<Object>(), "a")->as<std::int64_t>(), 3);
