@@ -1,7 +1,9 @@
 #include "operator.hpp"
 
+#include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <vector>
 
 #include "kernel.hpp"
 
@@ -66,13 +68,29 @@ void release_in_place(int* input, int* output) {
 
 const OrtApi* shape_api = nullptr;
 
-// The output has the shape of the first input, names of sizes included; a shape that is not known has no axes.
+// Whether every size is a number or has a name: ONNX Runtime would take another for -1.
+OrtStatus* all_known(const OrtTensorTypeAndShapeInfo& info, std::size_t axes, bool& known) {
+  std::vector<std::int64_t> sizes(axes);
+  std::vector<const char*> names(axes);
+  OrtStatus* status = shape_api->GetDimensions(&info, sizes.data(), axes);
+  if (status == nullptr) status = shape_api->GetSymbolicDimensions(&info, names.data(), axes);
+  if (status != nullptr) return status;
+  known = true;
+  for (std::size_t axis = 0; axis < axes; ++axis) {
+    known = known && (sizes[axis] >= 0 || (names[axis] != nullptr && *names[axis] != '\0'));
+  }
+  return nullptr;
+}
+
+// The output has the shape of the first input, names of sizes included; of what is not known nothing is said.
 OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
   OrtTensorTypeAndShapeInfo* info = nullptr;  // the context's own
   OrtStatus* status = shape_api->ShapeInferContext_GetInputTypeShape(context, 0, &info);
   std::size_t axes = 0;
+  bool known = false;
   if (status == nullptr) status = shape_api->GetDimensionsCount(info, &axes);
-  if (status != nullptr || axes == 0) return status;
+  if (status == nullptr && axes > 0) status = all_known(*info, axes, known);
+  if (status != nullptr || !known) return status;
   return shape_api->ShapeInferContext_SetOutputTypeShape(context, 0, info);
 }
 
