@@ -38,7 +38,8 @@ std::size_t batches(std::size_t pieces, double flops, double bytes) {
 template <class Task>
 void run_pieces(const Pieces& pieces, std::size_t portions, const Pool& pool, const Task& task) {
   if (portions == 1) {
-    for (std::size_t i = 0; i < pieces.size(); ++i) task(pieces[i]);
+    for (std::size_t i = 0; i < pieces.size(); ++i)
+      task(pieces[i], i + 1 < pieces.size() ? &pieces[i + 1] : nullptr);
     return;
   }
   struct Data {
@@ -49,7 +50,8 @@ void run_pieces(const Pieces& pieces, std::size_t portions, const Pool& pool, co
       pieces.size(), portions,
       [](void* given, std::size_t index) {
         const Data& known = *static_cast<const Data*>(given);
-        known.task(known.pieces[index]);
+        const bool last = index + 1 == known.pieces.size();
+        known.task(known.pieces[index], last ? nullptr : &known.pieces[index + 1]);
       },
       &data);
 }
@@ -119,7 +121,7 @@ void LowRankCall::run(const Rows& rows, void* out, const Table& table, const Poo
   const bool empty = rank == 0 && !up_bias.there;
   const Pieces pieces(rows, y.at(1), most_tokens(y.at(0) * y.at(1)));
 
-  const auto one = [&](const Piece& piece) {
+  const auto one = [&](const Piece& piece, const Piece* next) {
     const std::size_t at = piece.token * features * flow;
     const void* from = static_cast<const char*>(y.data) + at;
     void* to = static_cast<char*>(out) + at;
@@ -137,11 +139,13 @@ void LowRankCall::run(const Rows& rows, void* out, const Table& table, const Poo
       const std::int64_t wanted = code.there ? static_cast<const std::int64_t*>(code.data)[piece.row] % count : 0;
       activation = (*activations)[static_cast<std::size_t>(wanted < 0 ? wanted + count : wanted)];
     }
+    const bool another = next != nullptr && !next->skipped && next->row != piece.row;
+    const void* next_down = another ? row_of(down, next->row, in * rank, bank) : nullptr;
     table[pair].low_rank(
         {from, to, bias.there ? bias.data : nullptr, static_cast<const char*>(x.data) + piece.token * in * flow,
          row_of(down, piece.row, in * rank, bank), row_of(down_bias, piece.row, rank, bank),
          row_of(up, piece.row, rank * features, bank), row_of(up_bias, piece.row, features, bank), piece.tokens, in,
-         rank, features, activation, thread_scratch(scratch_floats(piece.tokens, rank))});
+         rank, features, activation, next_down, thread_scratch(scratch_floats(piece.tokens, rank))});
   };
   const auto tokens = static_cast<double>(y.at(0) * y.at(1));
   const auto matrices = static_cast<double>((in + features) * rank);
@@ -167,7 +171,7 @@ void ElementwiseCall::run(const Rows& rows, void* out, const Table& table, const
   const std::size_t flow = flow_bytes(pair);
   const Pieces pieces(rows, x.at(1), most_tokens(x.at(0) * x.at(1)));
   const auto apply = scales ? table[pair].scale : table[pair].add;
-  const auto one = [&](const Piece& piece) {
+  const auto one = [&](const Piece& piece, const Piece*) {
     const std::size_t at = piece.token * features * flow;
     const void* from = static_cast<const char*>(x.data) + at;
     void* to = static_cast<char*>(out) + at;

@@ -103,18 +103,29 @@ View Kernel::input(const OrtKernelContext& context, std::string_view name) const
   const OrtValue* value = nullptr;
   check(api_, api_.KernelContext_GetInput(&context, index, &value));
   if (value == nullptr) return view;
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  check(api_, api_.GetTensorTypeAndShape(value, &info));
-  OrtStatus* status = api_.GetDimensionsCount(info, &view.axes);
-  if (status == nullptr)
-    status = api_.GetDimensions(info, view.shape.data(), std::min(view.axes, view.shape.size()));
-  api_.ReleaseTensorTypeAndShapeInfo(info);
-  check(api_, status);
+  read_shape(*value, view);
   void* data = nullptr;
   check(api_, api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
   view.data = data;
   view.there = true;
   return view;
+}
+
+void Kernel::read_shape(const OrtValue& value, View& view) const {
+  if (operator_.sees_shapes) {  // without a copy of them
+    ONNXTensorElementDataType element{};
+    const std::int64_t* sizes = nullptr;
+    check(api_, api_.GetTensorElementTypeAndShapeDataReference(&value, &element, &sizes, &view.axes));
+    std::copy_n(sizes, std::min(view.axes, view.shape.size()), view.shape.data());
+    return;
+  }
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api_, api_.GetTensorTypeAndShape(&value, &info));
+  OrtStatus* status = api_.GetDimensionsCount(info, &view.axes);
+  if (status == nullptr)
+    status = api_.GetDimensions(info, view.shape.data(), std::min(view.axes, view.shape.size()));
+  api_.ReleaseTensorTypeAndShapeInfo(info);
+  check(api_, status);
 }
 
 bool Kernel::flag(const OrtKernelContext& context) const {

@@ -13,6 +13,7 @@ class Kernel {
 
  private:
   View input(const OrtKernelContext& context, std::string_view name) const;
+  void read_shape(const OrtValue& value, View& view) const;
   bool flag(const OrtKernelContext& context) const;
   void* output(OrtKernelContext& context, const View& like) const;
   void low_rank(OrtKernelContext& context) const;

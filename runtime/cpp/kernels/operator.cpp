@@ -100,8 +100,8 @@ void set_shape_api(const OrtApi& api) {
   shape_api = &api;
 }
 
-Operator::Operator(const Signature& given, Pair types, const Table& chosen, bool infers, Device where)
-    : OrtCustomOp{}, signature(given), pair(types), table(chosen), device(where) {
+Operator::Operator(const Signature& given, Pair types, const Table& chosen, Abilities can, Device where)
+    : OrtCustomOp{}, signature(given), pair(types), table(chosen), device(where), sees_shapes(can.sees_shapes) {
   version = api_version;
   GetName = [](const OrtCustomOp* op) { return self(op).signature.name; };
   GetExecutionProviderType = [](const OrtCustomOp* op) -> const char* {
@@ -132,7 +132,7 @@ Operator::Operator(const Signature& given, Pair types, const Table& chosen, bool
   CreateKernelV2 = create;
   KernelComputeV2 = compute;
   KernelDestroy = destroy;
-  if (infers) InferOutputShapeFn = infer_shape;
+  if (can.infers) InferOutputShapeFn = infer_shape;
   GetMayInplace = in_place;
   ReleaseMayInplace = release_in_place;
 }

@@ -16,15 +16,21 @@ constexpr std::uint32_t api_version = 23;
 
 enum class Device : unsigned char { cpu, cuda };
 
+// What not every ONNX Runtime can do.
+struct Abilities {
+  bool infers;       // shapes, which takes set_shape_api() first
+  bool sees_shapes;  // of tensors where they lie (1.24)
+};
+
 // One signature for one pair of types; ONNX Runtime joins those of one name.
 struct Operator : OrtCustomOp {
-  // `infers`: whether shapes are inferred, which takes set_shape_api() first
-  Operator(const Signature& given, Pair types, const Table& chosen, bool infers, Device where = Device::cpu);
+  Operator(const Signature& given, Pair types, const Table& chosen, Abilities can, Device where = Device::cpu);
 
   const Signature& signature;
   Pair pair;
   const Table& table;
   Device device;
+  bool sees_shapes;
 };
 
 // The interface that shapes are inferred with: ONNX Runtime gives none to that function.

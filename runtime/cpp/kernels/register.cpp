@@ -32,26 +32,26 @@ bool has_gaps(const Signature& signature) {
                      [](const Input& input) { return input.optional; });
 }
 
-// Older ones follow a null pointer when they infer a shape where an input before the last was left out.
-bool infers_around_gaps(const std::string& version) {
+bool at_least(const std::string& version, int wanted) {
   int major = 0;
   int minor = 0;
-  return std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= 32);
+  return std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= wanted);
 }
 
 // For as long as the library is loaded: sessions keep pointers to them.
-const std::vector<std::unique_ptr<Operator>>& operators(const Table& table, bool infers_around_gaps) {
+const std::vector<std::unique_ptr<Operator>>& operators(const Table& table, const std::string& version) {
   static const auto all = [&] {
     std::vector<std::unique_ptr<Operator>> made;
     for (const Signature& signature : signatures()) {
-      const bool infers = infers_around_gaps || !has_gaps(signature);
+      // older ones follow a null pointer when they infer a shape where an input before the last was left out
+      const Abilities can{at_least(version, 32) || !has_gaps(signature), at_least(version, 24)};
       for (std::size_t pair = 0; pair < pair_count; ++pair) {
-        made.push_back(std::make_unique<Operator>(signature, static_cast<Pair>(pair), table, infers));
+        made.push_back(std::make_unique<Operator>(signature, static_cast<Pair>(pair), table, can));
       }
 #if defined(ADEXPORT_KERNELS_CUDA)
       if (std::string_view(signature.name).substr(0, 4) == "Lora") {
         for (const Pair pair : {Pair::float_float, Pair::half_half}) {
-          made.push_back(std::make_unique<Operator>(signature, pair, table, infers, Device::cuda));
+          made.push_back(std::make_unique<Operator>(signature, pair, table, can, Device::cuda));
         }
       }
 #endif
@@ -68,8 +68,7 @@ void add_operators(const OrtApi& api, const std::string& version, OrtSessionOpti
   OrtCustomOpDomain* domain = nullptr;
   check(api, api.CreateCustomOpDomain("adexport", &domain));
   // never released: sessions that were made with it go on to use it
-  for (const auto& op : operators(*table, infers_around_gaps(version)))
-    check(api, api.CustomOpDomain_Add(domain, op.get()));
+  for (const auto& op : operators(*table, version)) check(api, api.CustomOpDomain_Add(domain, op.get()));
   check(api, api.AddCustomOpDomain(options, domain));
 }
 

@@ -20,7 +20,8 @@ struct LowRank {
   const void* up_bias;
   std::size_t tokens, in, rank, features;
   Activation activation;
-  float* scratch;  // scratch_floats() of it, on a boundary of 64 bytes
+  const void* next_down;  // of the tokens behind these, or null: a hint of what to fetch meanwhile
+  float* scratch;         // scratch_floats() of it, on a boundary of 64 bytes
 };
 
 // Tokens that have one vector: out = x * vector, or x + vector.

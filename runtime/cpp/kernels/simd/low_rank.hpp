@@ -41,68 +41,71 @@ struct LowRankOf {
     }
     const auto* x = static_cast<const T*>(work.x);
     const auto* down = static_cast<const TB*>(work.down);
+    Ahead up(work.up, rank * work.features * sizeof(TB), (work.in + 7) / 8);
     for (std::size_t token = 0; token < work.tokens; token += chunk_rows) {
       const std::size_t rows = work.tokens - token < chunk_rows ? work.tokens - token : chunk_rows;
-      project_rows(x + token * work.in, down, work, rows, bias != nullptr, hidden + token * rank);
+      project_rows(x + token * work.in, down, work, rows, bias != nullptr, hidden + token * rank,
+                   token == 0 ? &up : nullptr);
     }
   }
 
   static void project_rows(const float* x, const TB* down, const LowRank& work, std::size_t rows, bool add,
-                           float* hidden) {
-    if (work.in > 0) project_chunk(x, work.in, work.in, down, work.rank, rows, add, hidden);
+                           float* hidden, Ahead* ahead) {
+    if (work.in > 0) project_chunk(x, work.in, work.in, down, work.rank, rows, add, hidden, ahead);
   }
 
   template <class Narrow>
   static void project_rows(const Narrow* x, const TB* down, const LowRank& work, std::size_t rows, bool add,
-                           float* hidden) {
+                           float* hidden, Ahead* ahead) {
     alignas(64) float values[chunk_rows * chunk];
     for (std::size_t k = 0; k < work.in; k += chunk) {
       const std::size_t count = work.in - k < chunk ? work.in - k : chunk;
       for (std::size_t row = 0; row < rows; ++row) widened<V>(x + row * work.in + k, values + row * chunk, count);
-      project_chunk(values, chunk, count, down + k * work.rank, work.rank, rows, add || k > 0, hidden);
+      project_chunk(values, chunk, count, down + k * work.rank, work.rank, rows, add || k > 0, hidden, ahead);
     }
   }
 
   static void project_chunk(const float* x, std::size_t stride, std::size_t count, const TB* down, std::size_t rank,
-                            std::size_t rows, bool add, float* hidden) {
+                            std::size_t rows, bool add, float* hidden, Ahead* ahead) {
     constexpr std::size_t most = inner_vectors * width;
     std::size_t column = 0;
     for (; rank - column >= most; column += most) {
-      inner_tiles<V, inner_vectors, false>(x, stride, count, down + column, rank, rows, add, hidden + column, 0);
+      inner_tiles<V, inner_vectors, false>(x, stride, count, down + column, rank, rows, add, hidden + column, 0,
+                                           column == 0 ? ahead : nullptr);
     }
     const std::size_t left = rank - column;
     if (left == 0) return;
     down += column;
     hidden += column;
     if (left <= V::Narrower::width) {
-      inner_columns<typename V::Narrower, 1>(x, stride, count, down, rank, rows, add, hidden, left);
+      inner_columns<typename V::Narrower, 1>(x, stride, count, down, rank, rows, add, hidden, left, ahead);
     } else if (left <= width) {
-      inner_columns<V, 1>(x, stride, count, down, rank, rows, add, hidden, left);
+      inner_columns<V, 1>(x, stride, count, down, rank, rows, add, hidden, left, ahead);
     } else if (left <= 2 * width) {
-      inner_columns<V, 2>(x, stride, count, down, rank, rows, add, hidden, left);
+      inner_columns<V, 2>(x, stride, count, down, rank, rows, add, hidden, left, ahead);
     } else if constexpr (inner_vectors > 2) {
       if (left <= 3 * width) {
-        inner_columns<V, 3>(x, stride, count, down, rank, rows, add, hidden, left);
+        inner_columns<V, 3>(x, stride, count, down, rank, rows, add, hidden, left, ahead);
       } else {
-        inner_columns<V, 4>(x, stride, count, down, rank, rows, add, hidden, left);
+        inner_columns<V, 4>(x, stride, count, down, rank, rows, add, hidden, left, ahead);
       }
     }
   }
 
   template <class W, std::size_t vectors>
   static void inner_columns(const float* x, std::size_t stride, std::size_t count, const TB* down, std::size_t rank,
-                            std::size_t rows, bool add, float* hidden, std::size_t columns) {
+                            std::size_t rows, bool add, float* hidden, std::size_t columns, Ahead* ahead) {
     const std::size_t part = columns - (vectors - 1) * W::width;
     if (part == W::width) {
-      inner_tiles<W, vectors, false>(x, stride, count, down, rank, rows, add, hidden, 0);
+      inner_tiles<W, vectors, false>(x, stride, count, down, rank, rows, add, hidden, 0, ahead);
     } else {
-      inner_tiles<W, vectors, true>(x, stride, count, down, rank, rows, add, hidden, part);
+      inner_tiles<W, vectors, true>(x, stride, count, down, rank, rows, add, hidden, part, ahead);
     }
   }
 
   template <class W, std::size_t vectors, bool partial>
   static void inner_tiles(const float* x, std::size_t stride, std::size_t count, const TB* down, std::size_t rank,
-                          std::size_t rows, bool add, float* hidden, std::size_t part) {
+                          std::size_t rows, bool add, float* hidden, std::size_t part, Ahead* ahead) {
     constexpr std::size_t most = wide ? (vectors == 1   ? 12
                                          : vectors == 2 ? 12
                                          : vectors == 3 ? 8
@@ -112,7 +115,7 @@ struct LowRankOf {
       constexpr std::size_t tile_rows = decltype(size)::value;
       if constexpr (wide && vectors == 1 && tile_rows >= 4) {
         zipped_tile<W, TB, tile_rows, partial>(x + row * stride, stride, count, down, rank, add,
-                                               hidden + row * rank, part);
+                                               hidden + row * rank, part, row == 0 ? ahead : nullptr);
       } else {
         inner_tile<W, TB, tile_rows, vectors, partial>(x + row * stride, stride, count, down, rank, add,
                                                        hidden + row * rank, part);
@@ -123,6 +126,7 @@ struct LowRankOf {
   // out = y + bias + up_bias + hidden up
   static void expand(const LowRank& work, const float* hidden, float* packed) {
     std::size_t column = 0;
+    Ahead down(work.next_down, work.in * work.rank * sizeof(TB), (work.features + panel - 1) / panel);
     if (work.tokens == 1) {
       constexpr std::size_t vectors = wide ? 12 : 8;
       constexpr std::size_t columns = vectors * width;
@@ -131,6 +135,7 @@ struct LowRankOf {
       }
     }
     for (; work.features - column >= panel; column += panel) {
+      down.step();
       expand_panel<panel_vectors, false>(work, hidden, packed, column, 0);
     }
     if constexpr (panel_vectors > 2) {

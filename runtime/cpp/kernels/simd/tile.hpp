@@ -117,10 +117,31 @@ void inner_tile(const float* x, std::size_t stride, std::size_t count, const TB*
   }
 }
 
+// Memory that is fetched while something else is computed: a part of it at each step.
+struct Ahead {
+  const char* at = nullptr;
+  std::size_t bytes = 0;  // left
+  std::size_t each = 0;   // at a step
+
+  Ahead() = default;
+  Ahead(const void* from, std::size_t count, std::size_t steps)
+      : at(static_cast<const char*>(from)),
+        bytes(from == nullptr ? 0 : count),
+        each(steps == 0 ? 0 : count / steps + 1) {
+    each = (each + 63) / 64 * 64;
+  }
+  inline __attribute__((always_inline)) void step() {
+    const std::size_t now = bytes < each ? bytes : each;
+    for (std::size_t done = 0; done < now; done += 64) later(at + done);
+    at += now;
+    bytes -= now;
+  }
+};
+
 // The same, for one vector, by two products at once.
 template <class V, class TB, std::size_t rows, bool partial>
 void zipped_tile(const float* x, std::size_t stride, std::size_t count, const TB* matrix, std::size_t columns,
-                 bool add, float* to, std::size_t part) {
+                 bool add, float* to, std::size_t part, Ahead* ahead) {
   using Zipped = typename V::Zipped;
   using Register = typename Zipped::Register;
   constexpr std::size_t parts = Zipped::parts;
@@ -139,6 +160,13 @@ void zipped_tile(const float* x, std::size_t stride, std::size_t count, const TB
   for (; count - k >= 2; k += 2) {
     Register right[parts];
     const TB* from = matrix + k * columns;
+    if (ahead != nullptr && k % 8 == 0) {
+      // what is read for the first time comes from far; hardware stops at the end of a page
+      for (std::size_t line = 0; line < 8 * columns * sizeof(TB); line += 64) {
+        later(reinterpret_cast<const char*>(from + 40 * columns) + line);
+      }
+      ahead->step();
+    }
     Zipped::zip(load_of<V, 1, partial>(from, 0, part), load_of<V, 1, partial>(from + columns, 0, part), right);
 #pragma GCC unroll 16
     for (std::size_t m = 0; m < rows; ++m) step(right, m, Zipped::both(x + m * stride + k));
