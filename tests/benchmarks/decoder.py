@@ -34,6 +34,8 @@ from adexport_runtime import Bundle, Engine
 #: (threads, rank) of the tables
 SETTINGS = ((1, 8), (1, 16), (2, 8), (2, 16))
 KINDS = ("int8", "int4")
+#: adapters of 16 bits
+BANKS = "bf16"
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -56,6 +58,10 @@ def main() -> None:
             build_model(str(smollm2_folder()), bundle, options=BuildOptions(max_rank=16))
         if not chosen.only_genai:
             everything["generate"] = [measure(bundle, *one, chosen.repeats) for one in SETTINGS]
+            narrow = Path(scratch) / "narrow.bundle"
+            lower_again(bundle, narrow, options=BuildOptions(bank_dtype=BANKS), adapters=False)
+            console.print(f"banks of {BANKS}:")
+            everything[BANKS] = [measure(narrow, *one, chosen.repeats) for one in SETTINGS]
             everything["quantized"] = {
                 kind: quantized(bundle, kind, Path(scratch), chosen.repeats) for kind in KINDS
             }
