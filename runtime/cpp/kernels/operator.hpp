@@ -18,16 +18,15 @@ enum class Device : unsigned char { cpu, cuda };
 
 // One signature for one pair of types; ONNX Runtime joins those of one name.
 struct Operator : OrtCustomOp {
-  // `infers`: whether shapes are inferred, which takes set_shape_api() first
-  Operator(const Signature& given, Pair types, const Table& chosen, bool infers, Device where = Device::cpu);
+  // `infers`: whether shapes are inferred
+  Operator(const OrtApi& ort, const Signature& given, Pair types, const Table& chosen, bool infers,
+           Device where = Device::cpu);
 
+  const OrtApi& api;  // of the library that this was made for
   const Signature& signature;
   Pair pair;
   const Table& table;
   Device device;
 };
-
-// The interface that shapes are inferred with: ONNX Runtime gives none to that function.
-void set_shape_api(const OrtApi& api);
 
 }  // namespace adexport::kernels

@@ -1,7 +1,9 @@
 // What ONNX Runtime calls when it loads the library.
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -39,37 +41,44 @@ bool infers_around_gaps(const std::string& version) {
   return std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= 32);
 }
 
-// For as long as the library is loaded: sessions keep pointers to them.
-const std::vector<std::unique_ptr<Operator>>& operators(const Table& table, bool infers_around_gaps) {
-  static const auto all = [&] {
-    std::vector<std::unique_ptr<Operator>> made;
-    for (const Signature& signature : signatures()) {
-      const bool infers = infers_around_gaps || !has_gaps(signature);
-      for (std::size_t pair = 0; pair < pair_count; ++pair) {
-        made.push_back(std::make_unique<Operator>(signature, static_cast<Pair>(pair), table, infers));
-      }
-#if defined(ADEXPORT_KERNELS_CUDA)
-      if (std::string_view(signature.name).substr(0, 4) == "Lora") {
-        for (const Pair pair : {Pair::float_float, Pair::half_half}) {
-          made.push_back(std::make_unique<Operator>(signature, pair, table, infers, Device::cuda));
-        }
-      }
-#endif
+using Operators = std::vector<std::unique_ptr<Operator>>;
+
+Operators made_for(const OrtApi& api, const Table& table, bool infers_around_gaps) {
+  Operators made;
+  for (const Signature& signature : signatures()) {
+    const bool infers = infers_around_gaps || !has_gaps(signature);
+    for (std::size_t pair = 0; pair < pair_count; ++pair) {
+      made.push_back(std::make_unique<Operator>(api, signature, static_cast<Pair>(pair), table, infers));
     }
-    return made;
-  }();
-  return all;
+#if defined(ADEXPORT_KERNELS_CUDA)
+    if (std::string_view(signature.name).substr(0, 4) == "Lora") {
+      for (const Pair pair : {Pair::float_float, Pair::half_half}) {
+        made.push_back(std::make_unique<Operator>(api, signature, pair, table, infers, Device::cuda));
+      }
+    }
+#endif
+  }
+  return made;
+}
+
+// For as long as the process lives: sessions keep pointers to them. A process may have several libraries of
+// ONNX Runtime, of several versions; each has its own.
+const Operators& operators(const OrtApi& api, const Table& table, const std::string& version) {
+  static auto& lock = *new std::mutex;
+  static auto& made = *new std::map<const OrtApi*, Operators>;
+  const std::scoped_lock guard(lock);
+  const auto found = made.find(&api);
+  if (found != made.end()) return found->second;
+  return made.emplace(&api, made_for(api, table, infers_around_gaps(version))).first->second;
 }
 
 void add_operators(const OrtApi& api, const std::string& version, OrtSessionOptions* options) {
   const Table* table = choice().table;
   if (table == nullptr) throw Misfit("adexport's kernels: " + choice().refusal);
-  set_shape_api(api);
   OrtCustomOpDomain* domain = nullptr;
   check(api, api.CreateCustomOpDomain("adexport", &domain));
   // never released: sessions that were made with it go on to use it
-  for (const auto& op : operators(*table, infers_around_gaps(version)))
-    check(api, api.CustomOpDomain_Add(domain, op.get()));
+  for (const auto& op : operators(api, *table, version)) check(api, api.CustomOpDomain_Add(domain, op.get()));
   check(api, api.AddCustomOpDomain(options, domain));
 }
 
