@@ -61,25 +61,33 @@ Operators made_for(const OrtApi& api, const Table& table, bool infers_around_gap
   return made;
 }
 
+// What sessions of one library of ONNX Runtime share.
+struct Domain {
+  OrtCustomOpDomain* domain = nullptr;
+  Operators operators;
+};
+
 // For as long as the process lives: sessions keep pointers to them. A process may have several libraries of
 // ONNX Runtime, of several versions; each has its own.
-const Operators& operators(const OrtApi& api, const Table& table, const std::string& version) {
+OrtCustomOpDomain* domain_of(const OrtApi& api, const Table& table, const std::string& version) {
   static auto& lock = *new std::mutex;
-  static auto& made = *new std::map<const OrtApi*, Operators>;
+  static auto& made = *new std::map<const OrtApi*, Domain>;
   const std::scoped_lock guard(lock);
-  const auto found = made.find(&api);
-  if (found != made.end()) return found->second;
-  return made.emplace(&api, made_for(api, table, infers_around_gaps(version))).first->second;
+  Domain& own = made[&api];
+  if (own.domain != nullptr) return own.domain;
+  own.operators = made_for(api, table, infers_around_gaps(version));
+  OrtCustomOpDomain* created = nullptr;
+  check(api, api.CreateCustomOpDomain("adexport", &created));
+  std::unique_ptr<OrtCustomOpDomain, void (*)(OrtCustomOpDomain*)> domain(created, api.ReleaseCustomOpDomain);
+  for (const auto& op : own.operators) check(api, api.CustomOpDomain_Add(created, op.get()));
+  own.domain = domain.release();
+  return own.domain;
 }
 
 void add_operators(const OrtApi& api, const std::string& version, OrtSessionOptions* options) {
   const Table* table = choice().table;
   if (table == nullptr) throw Misfit("adexport's kernels: " + choice().refusal);
-  OrtCustomOpDomain* domain = nullptr;
-  check(api, api.CreateCustomOpDomain("adexport", &domain));
-  // never released: sessions that were made with it go on to use it
-  for (const auto& op : operators(api, *table, version)) check(api, api.CustomOpDomain_Add(domain, op.get()));
-  check(api, api.AddCustomOpDomain(options, domain));
+  check(api, api.AddCustomOpDomain(options, domain_of(api, *table, version)));
 }
 
 }  // namespace
