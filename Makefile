@@ -79,6 +79,7 @@ native-tools:  ## what the C++ runtime is built with, from Debian's packages (no
 native-older: native-build native-bundles  ## the same tests on the oldest ONNX Runtime that is taken
 	test -d $(OLDER) || $(BIN)/pip install --quiet --no-deps --target $(OLDER) $(OLDEST_ORT)
 	ADEXPORT_ORT_LIBRARY="$$(find "$(abspath $(OLDER))" -name 'libonnxruntime.so.*' | head -n 1)" \
+		ADEXPORT_OTHER_ORT_LIBRARY="$(abspath $(ORT_LIBRARY))" ADEXPORT_KERNELS="$(abspath $(KERNELS))" \
 		ADEXPORT_TEST_BUNDLES="$(abspath build/bundles)" ctest --test-dir $(NATIVE) --output-on-failure $(ARGS)
 
 $(ORT_HEADERS)/onnxruntime_c_api.h:
