@@ -66,6 +66,7 @@ test-gpu: $(STAMP)  ## the suite for GPUs; fails where none answers (ALLOW_NO_GP
 native: native-build native-bundles  ## the C++ runtime: build it, run its tests, use it from another project
 	$(NATIVE_TEST) ctest --test-dir $(NATIVE) --output-on-failure $(ARGS)
 	$(NATIVE_TEST) runtime/cpp/tests/consumer/build.sh $(NATIVE) build/bundles/encoder.bundle a
+	$(NATIVE_TEST) runtime/cpp/tests/consumer/readme.sh $(NATIVE)/install build/bundles/encoder.bundle
 
 native-build: $(ORT_HEADERS)/onnxruntime_c_api.h  ## the C++ runtime in build/native, installed in its install/
 	$(CONFIGURE) -B $(NATIVE) -DCMAKE_BUILD_TYPE=Release
@@ -79,6 +80,7 @@ native-tools:  ## what the C++ runtime is built with, from Debian's packages (no
 native-older: native-build native-bundles  ## the same tests on the oldest ONNX Runtime that is taken
 	test -d $(OLDER) || $(BIN)/pip install --quiet --no-deps --target $(OLDER) $(OLDEST_ORT)
 	ADEXPORT_ORT_LIBRARY="$$(find "$(abspath $(OLDER))" -name 'libonnxruntime.so.*' | head -n 1)" \
+		ADEXPORT_OTHER_ORT_LIBRARY="$(abspath $(ORT_LIBRARY))" ADEXPORT_KERNELS="$(abspath $(KERNELS))" \
 		ADEXPORT_TEST_BUNDLES="$(abspath build/bundles)" ctest --test-dir $(NATIVE) --output-on-failure $(ARGS)
 
 $(ORT_HEADERS)/onnxruntime_c_api.h:

@@ -66,14 +66,12 @@ void release_in_place(int* input, int* output) {
   std::free(output);
 }
 
-const OrtApi* shape_api = nullptr;
-
 // Whether every size is a number or has a name: ONNX Runtime would take another for -1.
-OrtStatus* all_known(const OrtTensorTypeAndShapeInfo& info, std::size_t axes, bool& known) {
+OrtStatus* all_known(const OrtApi& api, const OrtTensorTypeAndShapeInfo& info, std::size_t axes, bool& known) {
   std::vector<std::int64_t> sizes(axes);
   std::vector<const char*> names(axes);
-  OrtStatus* status = shape_api->GetDimensions(&info, sizes.data(), axes);
-  if (status == nullptr) status = shape_api->GetSymbolicDimensions(&info, names.data(), axes);
+  OrtStatus* status = api.GetDimensions(&info, sizes.data(), axes);
+  if (status == nullptr) status = api.GetSymbolicDimensions(&info, names.data(), axes);
   if (status != nullptr) return status;
   known = true;
   for (std::size_t axis = 0; axis < axes; ++axis) {
@@ -83,25 +81,29 @@ OrtStatus* all_known(const OrtTensorTypeAndShapeInfo& info, std::size_t axes, bo
 }
 
 // The output has the shape of the first input, names of sizes included; of what is not known nothing is said.
-OrtStatus* infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
+OrtStatus* infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context) {
+  const OrtApi& api = self(op).api;           // the call brings none
   OrtTensorTypeAndShapeInfo* info = nullptr;  // the context's own
-  OrtStatus* status = shape_api->ShapeInferContext_GetInputTypeShape(context, 0, &info);
+  OrtStatus* status = api.ShapeInferContext_GetInputTypeShape(context, 0, &info);
   std::size_t axes = 0;
   bool known = false;
-  if (status == nullptr) status = shape_api->GetDimensionsCount(info, &axes);
-  if (status == nullptr && axes > 0) status = all_known(*info, axes, known);
+  if (status == nullptr) status = api.GetDimensionsCount(info, &axes);
+  if (status == nullptr && axes > 0) status = all_known(api, *info, axes, known);
   if (status != nullptr || !known) return status;
-  return shape_api->ShapeInferContext_SetOutputTypeShape(context, 0, info);
+  return api.ShapeInferContext_SetOutputTypeShape(context, 0, info);
 }
 
 }  // namespace
 
-void set_shape_api(const OrtApi& api) {
-  shape_api = &api;
-}
-
-Operator::Operator(const Signature& given, Pair types, const Table& chosen, Abilities can, Device where)
-    : OrtCustomOp{}, signature(given), pair(types), table(chosen), device(where), sees_shapes(can.sees_shapes) {
+Operator::Operator(const OrtApi& ort, const Signature& given, Pair types, const Table& chosen, Abilities can,
+                   Device where)
+    : OrtCustomOp{},
+      api(ort),
+      signature(given),
+      pair(types),
+      table(chosen),
+      device(where),
+      sees_shapes(can.sees_shapes) {
   version = api_version;
   GetName = [](const OrtCustomOp* op) { return self(op).signature.name; };
   GetExecutionProviderType = [](const OrtCustomOp* op) -> const char* {

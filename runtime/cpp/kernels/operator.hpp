@@ -18,22 +18,21 @@ enum class Device : unsigned char { cpu, cuda };
 
 // What not every ONNX Runtime can do.
 struct Abilities {
-  bool infers;       // shapes, which takes set_shape_api() first
+  bool infers;       // shapes
   bool sees_shapes;  // of tensors where they lie (1.24)
 };
 
 // One signature for one pair of types; ONNX Runtime joins those of one name.
 struct Operator : OrtCustomOp {
-  Operator(const Signature& given, Pair types, const Table& chosen, Abilities can, Device where = Device::cpu);
+  Operator(const OrtApi& ort, const Signature& given, Pair types, const Table& chosen, Abilities can,
+           Device where = Device::cpu);
 
+  const OrtApi& api;  // of the library that this was made for
   const Signature& signature;
   Pair pair;
   const Table& table;
   Device device;
   bool sees_shapes;
 };
-
-// The interface that shapes are inferred with: ONNX Runtime gives none to that function.
-void set_shape_api(const OrtApi& api);
 
 }  // namespace adexport::kernels

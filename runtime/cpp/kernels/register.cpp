@@ -1,7 +1,9 @@
 // What ONNX Runtime calls when it loads the library.
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -38,38 +40,54 @@ bool at_least(const std::string& version, int wanted) {
   return std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= wanted);
 }
 
-// For as long as the library is loaded: sessions keep pointers to them.
-const std::vector<std::unique_ptr<Operator>>& operators(const Table& table, const std::string& version) {
-  static const auto all = [&] {
-    std::vector<std::unique_ptr<Operator>> made;
-    for (const Signature& signature : signatures()) {
-      // older ones follow a null pointer when they infer a shape where an input before the last was left out
-      const Abilities can{at_least(version, 32) || !has_gaps(signature), at_least(version, 24)};
-      for (std::size_t pair = 0; pair < pair_count; ++pair) {
-        made.push_back(std::make_unique<Operator>(signature, static_cast<Pair>(pair), table, can));
-      }
-#if defined(ADEXPORT_KERNELS_CUDA)
-      if (std::string_view(signature.name).substr(0, 4) == "Lora") {
-        for (const Pair pair : {Pair::float_float, Pair::half_half}) {
-          made.push_back(std::make_unique<Operator>(signature, pair, table, can, Device::cuda));
-        }
-      }
-#endif
+using Operators = std::vector<std::unique_ptr<Operator>>;
+
+Operators made_for(const OrtApi& api, const Table& table, const std::string& version) {
+  Operators made;
+  for (const Signature& signature : signatures()) {
+    // older ones follow a null pointer when they infer a shape where an input before the last was left out
+    const Abilities can{at_least(version, 32) || !has_gaps(signature), at_least(version, 24)};
+    for (std::size_t pair = 0; pair < pair_count; ++pair) {
+      made.push_back(std::make_unique<Operator>(api, signature, static_cast<Pair>(pair), table, can));
     }
-    return made;
-  }();
-  return all;
+#if defined(ADEXPORT_KERNELS_CUDA)
+    if (std::string_view(signature.name).substr(0, 4) == "Lora") {
+      for (const Pair pair : {Pair::float_float, Pair::half_half}) {
+        made.push_back(std::make_unique<Operator>(api, signature, pair, table, can, Device::cuda));
+      }
+    }
+#endif
+  }
+  return made;
+}
+
+// What sessions of one library of ONNX Runtime share.
+struct Domain {
+  OrtCustomOpDomain* domain = nullptr;
+  Operators operators;
+};
+
+// For as long as the process lives: sessions keep pointers to them. A process may have several libraries of
+// ONNX Runtime, of several versions; each has its own.
+OrtCustomOpDomain* domain_of(const OrtApi& api, const Table& table, const std::string& version) {
+  static auto& lock = *new std::mutex;
+  static auto& made = *new std::map<const OrtApi*, Domain>;
+  const std::scoped_lock guard(lock);
+  Domain& own = made[&api];
+  if (own.domain != nullptr) return own.domain;
+  own.operators = made_for(api, table, version);
+  OrtCustomOpDomain* created = nullptr;
+  check(api, api.CreateCustomOpDomain("adexport", &created));
+  std::unique_ptr<OrtCustomOpDomain, void (*)(OrtCustomOpDomain*)> domain(created, api.ReleaseCustomOpDomain);
+  for (const auto& op : own.operators) check(api, api.CustomOpDomain_Add(created, op.get()));
+  own.domain = domain.release();
+  return own.domain;
 }
 
 void add_operators(const OrtApi& api, const std::string& version, OrtSessionOptions* options) {
   const Table* table = choice().table;
   if (table == nullptr) throw Misfit("adexport's kernels: " + choice().refusal);
-  set_shape_api(api);
-  OrtCustomOpDomain* domain = nullptr;
-  check(api, api.CreateCustomOpDomain("adexport", &domain));
-  // never released: sessions that were made with it go on to use it
-  for (const auto& op : operators(*table, version)) check(api, api.CustomOpDomain_Add(domain, op.get()));
-  check(api, api.AddCustomOpDomain(options, domain));
+  check(api, api.AddCustomOpDomain(options, domain_of(api, *table, version)));
 }
 
 }  // namespace

@@ -16,7 +16,14 @@ Bank::Bank(std::vector<SlotInput> slots, Element dtype, std::int64_t rows) {
         Problem{code::bad_input, "rows", std::to_string(rows), "at least 1, or 0 for as many as are bound"});
   }
   state_ = std::make_unique<State>(std::move(slots), dtype, rows);
-  state_->reshape(state_->widths, 1 + static_cast<std::size_t>(rows == 0 ? 1 : rows));
+  try {
+    state_->reshape(state_->widths, 1 + static_cast<std::size_t>(rows == 0 ? 1 : rows));
+  } catch (const std::exception& error) {  // no memory, or more than a vector may hold
+    if (rows == 0) throw;
+    throw Error(Kind::request, "the engine is not opened",
+                Problem{code::bad_input, "rows", std::to_string(rows) + ": " + error.what(),
+                        "what the memory holds", "", "fewer rows, or 0 for as many as are bound"});
+  }
 }
 
 Bank::~Bank() = default;

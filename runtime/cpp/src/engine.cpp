@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <system_error>
 #include <utility>
 
 #include "bound.hpp"
@@ -41,6 +42,9 @@ std::set<std::string> distinct(const Adapters& names) {
 
 std::unique_ptr<Engine> Engine::open(const std::filesystem::path& path, const EngineSettings& settings) {
   auto bundle = Bundle::open(path);
+  // adapters are read later: by then a service may be in another folder
+  std::error_code unknown;
+  if (auto whole = std::filesystem::absolute(bundle.root, unknown); !unknown) bundle.root = std::move(whole);
   check_settings(settings);
   SessionSettings wanted;
   wanted.provider = provider_named(settings.provider, settings.provider_options);

@@ -5,7 +5,8 @@
 //   auto out = engine.run({{"input_ids", ids, {2, 7}}}, {"acme", std::nullopt});
 //   const float* vectors = out["last_hidden_state"].data();
 //
-// Everything that fails throws adexport::Error, which names all culprits.
+// What the library refuses throws adexport::Error, which names all culprits; an output that is not there,
+// std::out_of_range.
 #ifndef ADEXPORT_ADEXPORT_HPP
 #define ADEXPORT_ADEXPORT_HPP
 
@@ -23,6 +24,7 @@
 #include <vector>
 
 #include "adexport/adexport.h"
+#include "adexport/error.hpp"
 
 namespace adexport {
 
@@ -31,90 +33,13 @@ inline std::string version() {
   return adexport_version();
 }
 
-/// The class of an error.
-enum class Kind {
-  bundle = ADEXPORT_BUNDLE_ERROR,                    ///< a bundle is absent, damaged, or of another version
-  adapter = ADEXPORT_ADAPTER_ERROR,                  ///< an adapter is refused; what was bound still serves
-  provider = ADEXPORT_PROVIDER_ERROR,                ///< the provider is not to be had
-  request = ADEXPORT_REQUEST_ERROR,                  ///< the arguments of a call do not fit
-  unknown_adapter = ADEXPORT_UNKNOWN_ADAPTER_ERROR,  ///< a row asks for an adapter that is not bound
-  bank_full = ADEXPORT_BANK_FULL_ERROR,              ///< more different adapters than the bank has rows
-  dependency = ADEXPORT_DEPENDENCY_ERROR,            ///< libonnxruntime is not to be had
-  internal = ADEXPORT_INTERNAL_ERROR,                ///< a fault of the library, or no memory
-};
-
-/// One culprit: what it is, what was got and expected, the likely cause and the mend; all but the first two
-/// may be empty.
-struct Problem {
-  std::string code;  ///< as "wrong-shape"
-  std::string subject;
-  std::string got;
-  std::string expected;
-  std::string cause;
-  std::string mend;
-};
-
-/// What the library refuses; `what()` names all culprits in one paragraph.
-class Error : public std::runtime_error {
- public:
-  Error(Kind kind, const std::string& message, std::vector<Problem> problems)
-      : std::runtime_error(message), kind_(kind), problems_(std::move(problems)) {}
-
-  /// A copy of an error of the C interface.
-  explicit Error(const adexport_error* error)
-      : std::runtime_error(adexport_error_message(error)),
-        kind_(static_cast<Kind>(adexport_error_get_kind(error))) {
-    for (std::size_t index = 0; index < adexport_error_problem_count(error); ++index) {
-      const adexport_problem problem = adexport_error_get_problem(error, index);
-      problems_.push_back(
-          {problem.code, problem.subject, problem.got, problem.expected, problem.cause, problem.mend});
-    }
-  }
-
-  [[nodiscard]] Kind kind() const noexcept { return kind_; }
-  /// Every culprit.
-  [[nodiscard]] const std::vector<Problem>& problems() const noexcept { return problems_; }
-  /// Whether a culprit has this code.
-  [[nodiscard]] bool has(std::string_view code) const noexcept {
-    for (const Problem& problem : problems_) {
-      if (problem.code == code) return true;
-    }
-    return false;
-  }
-
- private:
-  Kind kind_;
-  std::vector<Problem> problems_;
-};
-
-namespace detail {
-
-template <class T, void (*release)(T*)>
-struct Release {
-  void operator()(T* object) const noexcept { release(object); }
-};
-template <class T, void (*release)(T*)>
-using Owned = std::unique_ptr<T, Release<T, release>>;
-
-inline void check(adexport_error* error) {
-  if (error == nullptr) return;
-  const Owned<adexport_error, adexport_error_free> owned(error);
-  throw Error(error);
-}
-
-inline const char* text_or_null(const std::optional<std::string>& text) {
-  return text ? text->c_str() : nullptr;
-}
-
-}  // namespace detail
-
 /// How an engine is opened.
 struct Options {
   /// "cpu", "cuda", "ort-tensorrt" or "ort-tensorrt-rtx".
   std::string provider = "cpu";
   /// The path of libonnxruntime; none: $ADEXPORT_ORT_LIBRARY, then the loader's search.
   std::optional<std::string> ort_library;
-  /// The path of libadexport_kernels; none: $ADEXPORT_KERNELS, then beside libadexport; "": without.
+  /// The path of libadexport_kernels; none: $ADEXPORT_KERNELS, then beside libadexport; "" or "none": without.
   std::optional<std::string> kernels;
   /// Adapters resident at once; 0: as many as are bound.
   std::int64_t rows = 0;
@@ -148,6 +73,7 @@ class Tensor {
     }
   }
 
+  [[nodiscard]] const std::string& name() const { return name_; }
   /// As the C interface takes it; good as long as this.
   [[nodiscard]] adexport_tensor view() const {
     return {name_.c_str(), dtype_, data_, shape_.data(), shape_.size()};
@@ -258,19 +184,25 @@ class Engine {
   /// Open a bundle; the adapters that were bound into its folder are bound.
   static Engine open(const std::string& bundle, const Options& options = {}) {
     adexport_engine_options given = ADEXPORT_ENGINE_OPTIONS_INIT;
-    given.provider = options.provider.c_str();
-    given.ort_library = detail::text_or_null(options.ort_library);
-    given.kernels = detail::text_or_null(options.kernels);
+    detail::Texts texts(Kind::request, "bad-input", "the engine is not opened");
+    const char* path = texts.of(bundle, "bundle");
+    given.provider = texts.of(options.provider, "options.provider");
+    given.ort_library = texts.of(options.ort_library, "options.ort_library");
+    given.kernels = texts.of(options.kernels, "options.kernels");
     given.rows = options.rows;
     given.threads = options.threads;
     given.spin = options.spin ? 1 : 0;
     std::vector<adexport_option> settings;
     settings.reserve(options.provider_options.size());
-    for (const auto& [key, value] : options.provider_options) settings.push_back({key.c_str(), value.c_str()});
+    for (const auto& [key, value] : options.provider_options) {
+      const std::string subject = "options.provider_options[" + key + "]";
+      settings.push_back({texts.of(key, "a key of options.provider_options"), texts.of(value, subject)});
+    }
+    texts.check();
     given.provider_options = settings.data();
     given.provider_option_count = settings.size();
     adexport_engine* engine = nullptr;
-    detail::check(adexport_engine_open(bundle.c_str(), &given, &engine));
+    detail::check(adexport_engine_open(path, &given, &engine));
     return Engine(engine);
   }
 
@@ -283,13 +215,16 @@ class Engine {
   [[nodiscard]] std::string manifest() const { return adexport_engine_manifest(engine_.get()); }
 
   /// Bind what `adexport bind` wrote into the bundle under this name. Runs under way keep what they have.
-  void bind(const std::string& name) { detail::check(adexport_engine_bind(engine_.get(), name.c_str(), nullptr)); }
+  void bind(const std::string& name) { bind_from(name, std::nullopt); }
   /// Bind an adapter, or the name anew, from the file of a bound adapter.
-  void bind(const std::string& name, const std::string& path) {
-    detail::check(adexport_engine_bind(engine_.get(), name.c_str(), path.c_str()));
-  }
+  void bind(const std::string& name, const std::string& path) { bind_from(name, path); }
   /// Forget an adapter. Runs under way finish with it.
-  void unbind(const std::string& name) { detail::check(adexport_engine_unbind(engine_.get(), name.c_str())); }
+  void unbind(const std::string& name) {
+    detail::Texts texts(Kind::unknown_adapter, "unknown-adapter", "unknown adapter");
+    const char* known = texts.of(name, "name");
+    texts.check();
+    detail::check(adexport_engine_unbind(engine_.get(), known));
+  }
   /// The names that a run may ask for, sorted.
   [[nodiscard]] std::vector<std::string> adapters() const {
     adexport_names* listed = nullptr;
@@ -306,10 +241,19 @@ class Engine {
   Outputs run(const std::vector<Tensor>& inputs, const std::vector<std::optional<std::string>>& adapters = {}) {
     std::vector<adexport_tensor> views;
     views.reserve(inputs.size());
-    for (const Tensor& input : inputs) views.push_back(input.view());
+    detail::Texts tensors(Kind::request, "bad-input", "the inputs do not fit");
+    for (const Tensor& input : inputs) {
+      tensors.of(input.name(), "the name of " + detail::place_in("inputs", views.size()));
+      views.push_back(input.view());
+    }
+    tensors.check();
+    detail::Texts texts(Kind::unknown_adapter, "unknown-adapter", "unknown adapter");
     std::vector<const char*> names;
     names.reserve(adapters.size());
-    for (const auto& name : adapters) names.push_back(detail::text_or_null(name));
+    for (const auto& name : adapters) {
+      names.push_back(texts.of(name, detail::place_in("adapters", names.size())));
+    }
+    texts.check();
     adexport_outputs* outputs = nullptr;
     detail::check(
         adexport_engine_run(engine_.get(), views.data(), views.size(), names.data(), names.size(), &outputs));
@@ -322,9 +266,12 @@ class Engine {
                                   std::size_t max_batch = 0, const OnToken& on_token = {}) {
     std::vector<adexport_prompt> rows;
     rows.reserve(prompts.size());
+    detail::Texts texts(Kind::unknown_adapter, "unknown-adapter", "unknown adapter");
     for (const Prompt& prompt : prompts) {
-      rows.push_back({prompt.ids.data(), prompt.ids.size(), detail::text_or_null(prompt.adapter)});
+      const char* name = texts.of(prompt.adapter, detail::place_in("prompts", rows.size()) + ".adapter");
+      rows.push_back({prompt.ids.data(), prompt.ids.size(), name});
     }
+    texts.check();
     const adexport_sampling settings = sampling_of(sampling);
     Listener listener{on_token, nullptr};
     adexport_generated* made = nullptr;
@@ -354,6 +301,16 @@ class Engine {
   };
 
   explicit Engine(adexport_engine* engine) : engine_(engine) {}
+
+  void bind_from(const std::string& name, const std::optional<std::string>& path) {
+    detail::Texts names(Kind::adapter, "bad-name", "adapter name refused");
+    const char* known = names.of(name, "name");
+    names.check();
+    detail::Texts texts(Kind::request, "bad-input", "the adapter is not bound");
+    const char* file = texts.of(path, "path");
+    texts.check();
+    detail::check(adexport_engine_bind(engine_.get(), known, file));
+  }
 
   static std::int32_t tell(void* user, std::size_t row, std::int64_t id) noexcept {
     auto& listener = *static_cast<Listener*>(user);

@@ -1,7 +1,9 @@
 #include "generation/batch.hpp"
 
 #include <algorithm>
+#include <iomanip>
 #include <new>
+#include <sstream>
 #include <string>
 #include <utility>
 
@@ -37,12 +39,17 @@ Error current_error(const char* headline, const std::string& subject) {
 }
 
 Error no_memory(const Manifest& manifest, std::int64_t rows, std::int64_t room) {
-  std::int64_t values = 0;
-  for (const Cache& cache : manifest.generation->caches) values += 2 * cache.kv_heads * cache.size;
-  const std::int64_t bytes = rows * room * values * static_cast<std::int64_t>(size_of(manifest.dtype));
+  auto bytes = static_cast<double>(size_of(manifest.dtype)) * static_cast<double>(rows) * static_cast<double>(room);
+  double values = 0;
+  for (const Cache& cache : manifest.generation->caches) {
+    values += 2.0 * static_cast<double>(cache.kv_heads) * static_cast<double>(cache.size);
+  }
+  bytes *= values;  // may be more than 64 bits count
+  std::ostringstream shown;
+  shown << std::fixed << std::setprecision(0) << bytes;
   return Error(Kind::request, "the batch does not fit",
                Problem{code::bad_input, std::to_string(rows) + " rows of " + std::to_string(room) + " tokens",
-                       std::to_string(bytes) + " bytes of KV cache", "what the memory holds", "",
+                       shown.str() + " bytes of KV cache", "what the memory holds", "",
                        "fewer rows (max_batch), or shorter ones (max_new_tokens)"});
 }
 

@@ -48,6 +48,7 @@ void* open_library(const std::vector<std::string>& names, std::string& opened) {
 }
 
 std::vector<std::string> wanted_names(const std::optional<std::string>& path) {
+  if (path && path->empty()) refuse("ort_library", "an empty path", "a library of ONNX Runtime");
   if (path) return {*path};
   if (const char* named = std::getenv(library_variable); named != nullptr && *named != '\0') return {named};
   return {"libonnxruntime.so.1", "libonnxruntime.so"};

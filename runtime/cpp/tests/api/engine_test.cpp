@@ -219,5 +219,30 @@ TEST_F(Engines, RefuseAGraphThatIsNotItsManifests) {
   EXPECT_EQ(damaged->kind(), Kind::bundle);
 }
 
+// C strings would end there, and "a" be taken for what was asked for.
+TEST_F(Engines, TextsAreNotCutAtAZeroByte) {
+  using namespace std::string_literals;
+  auto engine = open_engine("encoder");
+  const auto subject_of = [](const std::optional<Error>& error) {
+    return error ? error->problems().front().subject : "nothing";
+  };
+  EXPECT_EQ(refusal([&] { engine.bind("a\0b"s); })->kind(), Kind::adapter);
+  EXPECT_EQ(subject_of(refusal([&] { engine.bind("x", bundle_path("encoder") + "/adapters/a.safetensors\0"s); })),
+            "path");
+  EXPECT_EQ(refusal([&] { engine.unbind("a\0b"s); })->kind(), Kind::unknown_adapter);
+  const auto refused = refusal([&] { engine.run({{"input_ids", ids_, {2, 3}}}, {"a\0b"s, "b\0"s}); });
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(refused->kind(), Kind::unknown_adapter);
+  EXPECT_EQ(refused->problems().size(), 2U);
+  EXPECT_EQ(subject_of(refusal([&] { engine.run({{"input_ids\0"s, ids_, {2, 3}}}); })), "the name of inputs[0]");
+  EXPECT_EQ(subject_of(refusal([&] { engine.generate({{{1}, "a\0"s}}); })), "prompts[0].adapter");
+  EXPECT_EQ(subject_of(refusal([&] { Engine::open(bundle_path("encoder") + "\0x"s, test_options()); })), "bundle");
+  auto options = test_options();
+  options.provider = "cpu\0cuda"s;
+  options.provider_options = {{"key", "\0"s}};
+  EXPECT_EQ(refused_opening("encoder", options)->problems().size(), 2U);
+  EXPECT_EQ(engine.adapters(), (std::vector<std::string>{"a", "b", "c"}));
+}
+
 }  // namespace
 }  // namespace adexport::testing

@@ -46,6 +46,44 @@ TEST_F(Threads, RunWhileOneBindsAndUnbinds) {
   EXPECT_EQ(wrong, 0);
 }
 
+// Two rows for three adapters, which are bound anew all the time: everybody comes to a row.
+TEST_F(Threads, RunAndGenerateWithFewRowsWhileOneRebinds) {
+  constexpr int rounds = 15;
+  auto options = test_options();
+  options.rows = 2;
+  auto engine = Engine::open(bundle_path("decoder"), options);
+  auto quiet = open_engine("decoder");
+  const auto expected = case_named("decoder.one");
+  const std::vector<Prompt> prompts{{{5, 6, 7}, "a"}, {{8, 9}, "b"}, {{3}, "c"}, {{4, 4}, std::nullopt}};
+  Sampling sampling;
+  sampling.max_new_tokens = 5;
+  const auto wanted = quiet.generate(prompts, sampling);
+  std::atomic<bool> done{false};
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < 4; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (int round = 0; round < rounds; ++round) {
+        if (thread % 2 == 0) {
+          if (difference(engine.run(expected.inputs(), expected.adapters), expected) > 1e-5) ++wrong;
+          continue;
+        }
+        const auto texts = engine.generate(prompts, sampling, 2);
+        for (std::size_t row = 0; row < texts.size(); ++row) {
+          if (texts[row].ids != wanted[row].ids) ++wrong;
+        }
+      }
+    });
+  }
+  std::thread binder([&] {
+    for (int turn = 0; !done; ++turn) engine.bind(turn % 2 == 0 ? "a" : "b");  // what they were
+  });
+  for (auto& thread : threads) thread.join();
+  done = true;
+  binder.join();
+  EXPECT_EQ(wrong, 0);
+}
+
 TEST_F(Threads, OpenAndCloseEngines) {
   std::vector<std::thread> threads;
   std::atomic<int> wrong{0};
