@@ -72,7 +72,7 @@ typedef struct adexport_engine_options {
   const char* provider;    /* "cpu", "cuda", "ort-tensorrt", "ort-tensorrt-rtx"; NULL: "cpu" */
   const char* ort_library; /* path of libonnxruntime; NULL: $ADEXPORT_ORT_LIBRARY, then the loader's search */
   const char* kernels;     /* path of libadexport_kernels; NULL: $ADEXPORT_KERNELS, then beside libadexport;
-                              "": without. An absent library is an error only if it was named */
+                              "" or "none": without. An absent library is an error only if it was named */
   int64_t rows;            /* adapters resident at once; 0: as many as are bound */
   int32_t threads;         /* of one operator on the CPU; 0: ONNX Runtime chooses */
   int32_t spin;            /* whether idle threads wait busily; default 1 */

@@ -114,7 +114,7 @@ struct Options {
   std::string provider = "cpu";
   /// The path of libonnxruntime; none: $ADEXPORT_ORT_LIBRARY, then the loader's search.
   std::optional<std::string> ort_library;
-  /// The path of libadexport_kernels; none: $ADEXPORT_KERNELS, then beside libadexport; "": without.
+  /// The path of libadexport_kernels; none: $ADEXPORT_KERNELS, then beside libadexport; "none": without.
   std::optional<std::string> kernels;
   /// Adapters resident at once; 0: as many as are bound.
   std::int64_t rows = 0;

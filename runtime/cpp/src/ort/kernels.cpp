@@ -14,6 +14,7 @@ namespace {
 
 constexpr const char* kernels_variable = "ADEXPORT_KERNELS";
 constexpr const char* kernels_file = "libadexport_kernels.so";
+constexpr const char* without = "none";  // as the Python runtime has it
 
 bool is_file(const std::filesystem::path& path) {
   std::error_code unreadable;
@@ -32,19 +33,20 @@ std::filesystem::path beside() {
 std::string find_kernels(const std::optional<std::string>& named) {
   auto wanted = named;
   if (!wanted) {
-    if (const char* variable = std::getenv(kernels_variable); variable != nullptr) wanted = variable;
+    const char* variable = std::getenv(kernels_variable);
+    if (variable != nullptr && *variable != '\0') wanted = variable;
   }
   if (!wanted) {
     const auto path = beside();
     // with its folder: the loader would search for a name alone
     return !path.empty() && is_file(path) ? std::filesystem::absolute(path).string() : std::string();
   }
-  if (wanted->empty()) return {};
+  if (wanted->empty() || *wanted == without) return {};
   if (!is_file(*wanted)) {
     throw Error(Kind::dependency, "the operators for ONNX Runtime are not to be had",
                 Problem{code::package_missing, *wanted, "no such file", kernels_file,
                         std::string("kernels, or $") + kernels_variable + ", names it",
-                        "name the file, or none (kernels: \"\")"});
+                        "name the library itself, or none"});
   }
   return std::filesystem::absolute(*wanted).string();
 }
