@@ -179,7 +179,8 @@ def _limits(
                     mend="leave it out: a bundle that is not quantized is held to --tolerance",
                 ),
             )
-        return TOLERANCE[manifest.base.dtype] if tolerance is None else tolerance, None
+        dtype = manifest.bank_dtype or manifest.base.dtype
+        return TOLERANCE[dtype] if tolerance is None else tolerance, None
     return QUANTIZED_TOLERANCE if tolerance is None else tolerance, floor_of(quantization, min_cosine)
 
 

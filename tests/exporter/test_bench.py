@@ -15,7 +15,7 @@ from adexport.bench.contenders import CONTENDERS
 from adexport.bench.measure import Quartiles, Samples, interleave, ratios
 from adexport.bench.workload import Workload, make_workload
 from adexport.build import lower_again
-from adexport.options import BuildOptions
+from adexport.options import TOLERANCE, BuildOptions
 from adexport_runtime import BuildError, Bundle, Code, RequestError
 
 SMALL = {"batch": 3, "seq": 5, "adapters": 2, "rank": 4, "repeats": 4}
@@ -32,6 +32,17 @@ def test_every_contender_runs_and_agrees(tiny_bundle: Path) -> None:
     assert data["settings"] == {**SMALL, "threads": 1}
     assert data["machine"]["onnxruntime"]
     assert data["cold_bind"]["whole_ms"] > 0
+
+
+def test_adapters_of_16_bits_are_rounded(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as that goes PEFT may differ; the base may not."""
+    lower_again(tiny_bundle, tmp_path / "narrow", options=BuildOptions(bank_dtype="bf16"))
+    monkeypatch.setitem(TOLERANCE, "fp32", 1e-6)  # on a model of this size the rounding is small too
+    report = bench.run_bench(tmp_path / "narrow", **SMALL)
+    assert report.against["base"].difference <= 1e-6
+    assert 1e-6 < report.against["peft"].difference <= TOLERANCE["bf16"]
 
 
 def test_nothing_is_left_in_the_bundle(bundle_copy: Path) -> None:

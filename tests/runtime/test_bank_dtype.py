@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from adexport.build import build_model, lower_again
-from adexport.options import BuildOptions
+from adexport.options import TOLERANCE, BuildOptions
 from adexport.tensorrt.builder import build_engine
+from adexport.verify import verify_bundle
 from adexport_runtime import AdapterError, BuildError, Bundle, Code, Engine, bind_into_bundle, dtypes
 from tests.conftest import GOLDEN, MakeLora
 
@@ -113,6 +114,17 @@ def test_a_decoder(
             for engine in (narrow, wide)
         ]
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_verified_as_near_as_the_type_allows(
+    tiny_bundle: Path, tmp_path: Path, make_lora: MakeLora, dtype: str
+) -> None:
+    target = tmp_path / "narrow"
+    lower_again(tiny_bundle, target, options=BuildOptions(bank_dtype=dtype))
+    report = verify_bundle(target, [make_lora(std=0.4)])
+    assert report.tolerance == TOLERANCE[dtype]
+    assert 1e-5 < report.worst <= report.tolerance
 
 
 def test_lowered_again(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -13,7 +13,12 @@ from .console import json_option, need, out, print_json, print_table, quiet_tran
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--model", help="The base for torch. Default: where the bundle was built from.")
-@click.option("--tolerance", type=float, default=None, help="Default: 1e-5 for fp32, looser below.")
+@click.option(
+    "--tolerance",
+    type=float,
+    default=None,
+    help="Default: 1e-5; looser for fp16 and bf16, of the base or of --bank-dtype.",
+)
 @click.option(
     "--min-cosine", type=float, default=None, help="Of a quantized bundle. Default: that of adexport build."
 )

@@ -7,7 +7,8 @@
 namespace adexport::core {
 
 // The path to register; empty: without. `named` is what the caller asked for ("" or "none": without); else it is
-// $ADEXPORT_KERNELS, else what lies beside libadexport. Throws Kind::dependency if a named one is not there.
+// $ADEXPORT_KERNELS, if that says anything, else what lies beside libadexport. Throws Kind::dependency if a named
+// one is not there.
 std::string find_kernels(const std::optional<std::string>& named);
 
 }  // namespace adexport::core

@@ -18,7 +18,7 @@ void register_kernels(const OrtLibrary& ort, OrtSessionOptions* options, const s
     throw Error(Kind::dependency, "the operators for ONNX Runtime do not load",
                 Problem{code::package_missing, path, "ONNX Runtime " + ort.version() + ": " + failure.what(),
                         "libadexport_kernels", "another library, or one that was built for another system",
-                        "install it again, or go without (kernels: \"\")"});
+                        "install it again, or go without (none)"});
   }
 }
 

@@ -110,7 +110,8 @@ std::vector<std::vector<std::string>> Case::labels() const {
 Options test_options() {
   Options options;
   options.threads = 1;
-  if (std::getenv("ADEXPORT_KERNELS") == nullptr) options.kernels = "";
+  const char* kernels = std::getenv("ADEXPORT_KERNELS");
+  if (kernels == nullptr || *kernels == 0) options.kernels = "";
   return options;
 }
 

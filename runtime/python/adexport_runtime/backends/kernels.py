@@ -18,6 +18,8 @@ from ..errors import Code, DependencyError, Problem
 ENVIRONMENT = "ADEXPORT_KERNELS"
 LIBRARY = "libadexport_kernels.so"
 NONE = "none"
+_ISA = "ADEXPORT_KERNELS_ISA"
+_MEND = f"make native; or {NONE} in its place, to run without"
 
 #: where an installed library lies: beside the package's modules
 BESIDE = Path(__file__).resolve().parents[1] / LIBRARY
@@ -49,8 +51,9 @@ def find_kernels(asked: Kernels = None) -> Path | None:
         return None
     path = Path(named)
     if not path.is_file():
-        cause = "" if asked is not None else f"${ENVIRONMENT} names a file that is not there"
-        raise _refused(path, "no such file", cause)
+        got = "no file" if path.exists() else "no such file"
+        where = f"${ENVIRONMENT}" if asked is None else "kernels"
+        raise _refused(path, got, f"{where} must name the library itself, or say {NONE}")
     return path.resolve()
 
 
@@ -58,8 +61,9 @@ def register_kernels(options: Any, path: Path) -> None:
     """Let a session of ONNX Runtime (its ``SessionOptions``) run the library's operators.
 
     Raises:
-        DependencyError: the library does not load here.
+        DependencyError: the library does not load here, or is no kernel library.
     """
+    _load(path)  # ONNX Runtime would take any operators, and then run none of them
     try:
         options.register_custom_ops_library(os.fspath(path))
     except Exception as error:
@@ -72,6 +76,15 @@ def describe_kernels(path: Path) -> KernelLibrary:
     Raises:
         DependencyError: it is no kernel library, or does not load here.
     """
+    version, isa = _load(path)
+    if not isa:
+        wanted = os.environ.get(_ISA, "")
+        raise _refused(path, f"{_ISA}={wanted}", "this CPU has no such instructions", f"unset {_ISA}")
+    return KernelLibrary(path, version, isa)
+
+
+def _load(path: Path) -> tuple[str, str]:
+    """The version and the instructions that a kernel library tells."""
     words = []
     try:
         library = ctypes.CDLL(os.fspath(path))
@@ -81,10 +94,10 @@ def describe_kernels(path: Path) -> KernelLibrary:
             words.append(ask().decode())
     except (OSError, AttributeError) as error:
         raise _refused(path, str(error), "built for another machine, or no kernel library") from error
-    return KernelLibrary(path, *words)
+    return words[0], words[1]
 
 
-def _refused(path: Path, got: str, cause: str) -> DependencyError:
+def _refused(path: Path, got: str, cause: str, mend: str = _MEND) -> DependencyError:
     return DependencyError(
         "the kernel library is not to be had",
         Problem(
@@ -93,6 +106,6 @@ def _refused(path: Path, got: str, cause: str) -> DependencyError:
             got=got,
             expected=LIBRARY,
             cause=cause,
-            mend=f"make native, or {ENVIRONMENT}={NONE} to run without",
+            mend=mend,
         ),
     )

@@ -108,7 +108,7 @@ def open_session(
             disabled_optimizers=list(disabled),
         )
     except Exception as error:
-        raise graph_refused(model, error) from error
+        raise graph_refused(model, error, kernels) from error
 
 
 def ort_value(array: Array) -> Any:
@@ -119,16 +119,18 @@ def ort_value(array: Array) -> Any:
     return values.ortvalue_from_numpy(array)
 
 
-def graph_refused(model: Path, error: Exception) -> BundleError:
-    """A graph that ONNX Runtime does not take."""
+def graph_refused(model: Path, error: Exception, kernels: Path | None = None) -> BundleError:
+    """A graph that ONNX Runtime does not take, with the operators of a kernel library if there is one."""
+    other = "" if kernels is None else f", {kernels} is of another version"
+    without = "" if kernels is None else ", or go without kernels (none)"
     return BundleError(
         f"{model} does not load",
         Problem(
             Code.DAMAGED,
             str(model),
             got=f"ONNX Runtime {import_onnxruntime().__version__}: {error}",
-            cause="a graph of a newer opset than this ONNX Runtime knows, or a damaged file",
-            mend="update onnxruntime, or build the bundle again",
+            cause=f"a graph of a newer opset than this ONNX Runtime knows{other}, or a damaged file",
+            mend=f"update onnxruntime, or build the bundle again{without}",
         ),
     )
 
