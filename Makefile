@@ -28,7 +28,7 @@ CONFIGURE    = cmake -S runtime/cpp -G Ninja -DONNXRUNTIME_INCLUDE_DIR="$(ORT_HE
 	-DADEXPORT_WARNINGS_AS_ERRORS=ON
 
 .PHONY: help setup demo test test-gpu lint types unit bench format clean
-.PHONY: native native-build native-bundles native-tools native-older native-sanitize native-fuzz native-format native-lint
+.PHONY: native native-build native-bundles native-tools native-older native-sanitize native-fuzz native-cuda native-format native-lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -107,6 +107,11 @@ native-fuzz: $(ORT_HEADERS)/onnxruntime_c_api.h  ## what reads bytes of others, 
 		-DADEXPORT_FUZZ_SECONDS=$(or $(SECONDS_EACH),20)
 	cmake --build $(NATIVE)-fuzz
 	ctest --test-dir $(NATIVE)-fuzz/fuzz --output-on-failure
+
+native-cuda: $(ORT_HEADERS)/onnxruntime_c_api.h  ## the kernels for CUDA (needs nvcc), and their tests where a GPU is
+	$(CONFIGURE) -B $(NATIVE)-cuda -DADEXPORT_CUDA=ON
+	cmake --build $(NATIVE)-cuda --target adexport_kernels adexport_kernel_cuda_tests
+	$(NATIVE)-cuda/kernels/tests/adexport_kernel_cuda_tests
 
 native-format:  ## clang-format on it
 	git ls-files 'runtime/cpp/*.cpp' 'runtime/cpp/*.hpp' 'runtime/cpp/*.h' 'runtime/cpp/*.c' \

@@ -10,6 +10,7 @@ for package in "${PACKAGES[@]}"; do
   state=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
   [ "$state" = installed ] || missing+=("$package")
 done
+command -v npm >/dev/null || missing+=(npm) # fetch_headers.sh takes ONNX Runtime's headers with it
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0
 fi
