@@ -73,6 +73,19 @@ def read_bound(path: Path, bundle: Bundle) -> BoundAdapter:
     return BoundAdapter.from_file(read_tensors(path), bundle.manifest)
 
 
+def _is_json(value: Any) -> bool:
+    """Python also takes infinities, numbers beyond 64 bits, and halves of surrogate pairs; C++ does not."""
+    if isinstance(value, dict):
+        return all(_is_json(part) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return all(_is_json(part) for part in value)
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return not isinstance(value, float) or np.isfinite(value)
+
+
 class TestManifests:
     """A folder with nothing but a manifest: the C++ runtime sees the manifest first, as Python does."""
 
@@ -169,9 +182,8 @@ class TestManifests:
             parent[key] = source.draw(JSON)
         else:
             del parent[key]
-        text = json.dumps(data)
-        assume("\\ud" not in text)  # half a surrogate pair is text to Python, and none to C++
-        (tmp_path / MANIFEST_FILE).write_text(text)
+        assume(_is_json(data))
+        (tmp_path / MANIFEST_FILE).write_text(json.dumps(data))
         ours, theirs = found(lambda: Bundle.open(tmp_path)), found(lambda: open_native(tmp_path))
         assert ours is not None  # there are no files
         assert theirs is not None
