@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # The C++ runtime: where it is built, and the headers of ONNX Runtime that it is built with.
 NATIVE      := build/native
 # Where the Python runtime finds the kernels.
-KERNELS     := runtime/python/adexport_runtime/libadexport_kernels.so
+KERNELS     := runtime/python/adexport_runtime/native/libadexport_kernels.so
 # The oldest ONNX Runtime that pyproject.toml takes, for a second run of the C++ tests.
 OLDEST_ORT  := onnxruntime==1.23.2
 OLDER       := build/onnxruntime-oldest
@@ -72,7 +72,7 @@ native-build: $(ORT_HEADERS)/onnxruntime_c_api.h  ## the C++ runtime in build/na
 	$(CONFIGURE) -B $(NATIVE) -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(NATIVE)
 	cmake --install $(NATIVE) --prefix $(NATIVE)/install >/dev/null
-	cp -L $(NATIVE)/install/lib*/libadexport_kernels.so $(KERNELS)
+	install -D $(NATIVE)/install/lib*/libadexport_kernels.so $(KERNELS)
 
 native-tools:  ## what the C++ runtime is built with, from Debian's packages (nothing where all of it is there)
 	if command -v dpkg-query >/dev/null; then runtime/cpp/install_debian.sh; fi

@@ -74,7 +74,7 @@ def test_lowered_again(bundle: Path, ia3: Path) -> None:
         engine.bind("ia3", ia3)
     assert "--slots lora,scale" in str(caught.value)
     again = lower_again(bundle, options=BuildOptions(slots=("lora", "scale")))
-    assert again.bundle.manifest.format_version == 3
+    assert again.bundle.manifest.format_version == 4
     check(bundle)
     ids = {"input_ids": [[1, 2, 3]]}
     with Engine.open(bundle, threads=1) as engine:

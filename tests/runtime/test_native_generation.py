@@ -80,7 +80,7 @@ def guarded(bundle: Bundle, graph: Graph) -> Graph:
 
 @pytest.fixture
 def cpu(bundle: Path) -> Iterator[Engine]:
-    with Engine.open(bundle, threads=1) as opened:
+    with Engine.open(bundle, threads=1, kernels="none") as opened:
         yield two_tenants(opened)
 
 

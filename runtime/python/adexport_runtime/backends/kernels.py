@@ -21,8 +21,8 @@ NONE = "none"
 _ISA = "ADEXPORT_KERNELS_ISA"
 _MEND = f"make native; or {NONE} in its place, to run without"
 
-#: where an installed library lies: beside the package's modules
-BESIDE = Path(__file__).resolve().parents[1] / LIBRARY
+#: where an installed library lies: in the package, and no module of it
+BESIDE = Path(__file__).resolve().parents[1] / "native" / LIBRARY
 
 Kernels = str | os.PathLike[str] | None
 
