@@ -78,7 +78,7 @@ class Engine:
             cache: where that engine is kept, or the kernels that TensorRT-RTX compiles while it first runs
                 one of ``tensorrt``; None: in the bundle, if it can be written.
             kernels: the kernel library for ``cpu``, or ``none``; None: ``$ADEXPORT_KERNELS``, else the one
-                beside the package, if it is there.
+                in the package, if it is there.
 
         Raises:
             BundleError: the bundle is absent, damaged or of another version, or has no engine.

@@ -1,6 +1,6 @@
 """The kernel library: native operators that ONNX Runtime runs in the place of the slots' local functions.
 
-It is data to this package: built by ``make native``, found in the environment or beside the package, and
+It is data to this package: built by ``make native``, found by the environment or in the package, and
 registered with sessions for the CPU. Without it the functions are inlined, and all works the same.
 """
 
@@ -37,7 +37,7 @@ class KernelLibrary:
 
 
 def find_kernels(asked: Kernels = None) -> Path | None:
-    """The library to use: what is asked for, ``$ADEXPORT_KERNELS``, or what lies beside the package.
+    """The library to use: what is asked for, ``$ADEXPORT_KERNELS``, or what lies in the package.
 
     ``none``: to run without.
 
