@@ -106,11 +106,8 @@ struct LowRankOf {
   template <class W, std::size_t vectors, bool partial>
   static void inner_tiles(const float* x, std::size_t stride, std::size_t count, const TB* down, std::size_t rank,
                           std::size_t rows, bool add, float* hidden, std::size_t part, Ahead* ahead) {
-    constexpr std::size_t most = wide ? (vectors == 1   ? 12
-                                         : vectors == 2 ? 12
-                                         : vectors == 3 ? 8
-                                                        : 6)
-                                      : (vectors == 1 ? 12 : 6);
+    // of which each has two sums
+    constexpr std::size_t most = (wide ? 12 : 6) / vectors;
     by_rows<most>(rows, [&](auto size, std::size_t row) {
       constexpr std::size_t tile_rows = decltype(size)::value;
       if constexpr (wide && vectors == 1 && tile_rows >= 4) {

@@ -65,21 +65,30 @@ inline __attribute__((always_inline)) void later(const void* from) {
   __builtin_prefetch(from, 0, 2);
 }
 
-// to[rows, columns] (+)= x[rows, count] matrix[count, columns]: long sums, so that few rows get several each.
+// Where the second half of a long sum begins. Each half is a sum over even places and one over odd places, and they
+// are added in one order: every tile gives a token the same bits, whatever tokens are beside it.
+inline __attribute__((always_inline)) std::size_t middle_of(std::size_t count) {
+  return count / 4 * 2;
+}
+
+// to[rows, columns] (+)= x[rows, count] matrix[count, columns]. Few rows have both halves at once, so that there
+// are sums enough to keep a CPU busy; many have one after the other.
 template <class V, class TB, std::size_t rows, std::size_t vectors, bool partial>
 void inner_tile(const float* x, std::size_t stride, std::size_t count, const TB* matrix, std::size_t columns,
                 bool add, float* to, std::size_t part) {
   using Register = typename V::Register;
-  constexpr std::size_t sums = rows * vectors >= 8 ? 1 : rows * vectors >= 4 ? 2 : rows * vectors >= 2 ? 4 : 8;
-  Register sum[sums][rows][vectors];
+  constexpr std::size_t halves = rows * vectors <= 3 ? 2 : 1;
+  Register sum[2 * halves][rows][vectors];
+  const auto clear = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 16
-  for (std::size_t s = 0; s < sums; ++s) {
+    for (std::size_t s = 0; s < 2 * halves; ++s) {
 #pragma GCC unroll 16
-    for (std::size_t m = 0; m < rows; ++m) {
+      for (std::size_t m = 0; m < rows; ++m) {
 #pragma GCC unroll 16
-      for (std::size_t n = 0; n < vectors; ++n) sum[s][m][n] = V::zero();
+        for (std::size_t n = 0; n < vectors; ++n) sum[s][m][n] = V::zero();
+      }
     }
-  }
+  };
   const auto step = [&](std::size_t k, std::size_t s) __attribute__((always_inline)) {
     Register right[vectors];
 #pragma GCC unroll 16
@@ -92,28 +101,50 @@ void inner_tile(const float* x, std::size_t stride, std::size_t count, const TB*
       for (std::size_t n = 0; n < vectors; ++n) sum[s][m][n] = V::fma(left, right[n], sum[s][m][n]);
     }
   };
-  constexpr std::size_t unrolled = sums > 1 ? sums : 4;
-  std::size_t k = 0;
-  for (; count - k >= unrolled; k += unrolled) {
-    if constexpr (rows >= 4) {  // the next rows, as fast as these are used up
+  const auto keep = [&](std::size_t s, bool more) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-      for (std::size_t line = 0; line < unrolled * rows; line += 16) later(x + rows * stride + k * rows + line);
+    for (std::size_t m = 0; m < rows; ++m) {
+      float* row = to + m * columns;
+#pragma GCC unroll 16
+      for (std::size_t n = 0; n < vectors; ++n) {
+        Register total = V::add(sum[s][m][n], sum[s + 1][m][n]);
+        if (more) total = V::add(total, load_of<V, vectors, partial>(row, n, part));
+        store_of<V, vectors, partial>(row, n, total, part);
+      }
     }
-#pragma GCC unroll 16
-    for (std::size_t u = 0; u < unrolled; ++u) step(k + u, u % sums);
-  }
-  for (; k < count; ++k) step(k, 0);
-#pragma GCC unroll 16
-  for (std::size_t m = 0; m < rows; ++m) {
-    float* row = to + m * columns;
-#pragma GCC unroll 16
-    for (std::size_t n = 0; n < vectors; ++n) {
-      Register total = sum[0][m][n];
-#pragma GCC unroll 16
-      for (std::size_t s = 1; s < sums; ++s) total = V::add(total, sum[s][m][n]);
-      if (add) total = V::add(total, load_of<V, vectors, partial>(row, n, part));
-      store_of<V, vectors, partial>(row, n, total, part);
+  };
+  const std::size_t middle = middle_of(count);
+  clear();
+  if constexpr (halves == 2) {
+    std::size_t k = 0;
+    for (; k < middle; k += 2) {
+      step(k, 0);
+      step(middle + k, 2);
+      step(k + 1, 1);
+      step(middle + k + 1, 3);
     }
+    for (k += middle; k < count; ++k) step(k, 2 + k % 2);
+    keep(0, add);
+    keep(2, true);
+  } else {
+    std::size_t k = 0;
+    const auto sum_to = [&](std::size_t end) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+      for (; end - k >= 2; k += 2) {
+        if constexpr (rows >= 3) {  // the next rows, as fast as these are used up
+#pragma GCC unroll 16
+          for (std::size_t line = 0; line < 2 * rows; line += 16) later(x + rows * stride + k * rows + line);
+        }
+        step(k, 0);
+        step(k + 1, 1);
+      }
+      if (k < end) step(k++, 0);
+    };
+    sum_to(middle);
+    keep(0, add);
+    clear();
+    sum_to(count);
+    keep(0, true);
   }
 }
 
@@ -146,44 +177,57 @@ void zipped_tile(const float* x, std::size_t stride, std::size_t count, const TB
   using Register = typename Zipped::Register;
   constexpr std::size_t parts = Zipped::parts;
   Register sum[rows][parts];
+  const auto clear = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 16
-  for (std::size_t m = 0; m < rows; ++m) {
+    for (std::size_t m = 0; m < rows; ++m) {
 #pragma GCC unroll 16
-    for (std::size_t n = 0; n < parts; ++n) sum[m][n] = Zipped::zero();
-  }
+      for (std::size_t n = 0; n < parts; ++n) sum[m][n] = Zipped::zero();
+    }
+  };
   const auto step = [&](const Register* right, std::size_t m, Register left) __attribute__((always_inline)) {
 #pragma GCC unroll 16
     for (std::size_t n = 0; n < parts; ++n) sum[m][n] = Zipped::fma(left, right[n], sum[m][n]);
   };
-  std::size_t k = 0;
-#pragma GCC unroll 2
-  for (; count - k >= 2; k += 2) {
-    Register right[parts];
-    const TB* from = matrix + k * columns;
-    if (ahead != nullptr && k % 8 == 0) {
-      // what is read for the first time comes from far; hardware stops at the end of a page
-      for (std::size_t line = 0; line < 8 * columns * sizeof(TB); line += 64) {
-        later(reinterpret_cast<const char*>(from + 40 * columns) + line);
-      }
-      ahead->step();
+  const auto keep = [&](bool more) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (std::size_t m = 0; m < rows; ++m) {
+      float* row = to + m * columns;
+      typename V::Register total = Zipped::unzip(sum[m]);
+      if (more) total = V::add(total, load_of<V, 1, partial>(row, 0, part));
+      store_of<V, 1, partial>(row, 0, total, part);
     }
-    Zipped::zip(load_of<V, 1, partial>(from, 0, part), load_of<V, 1, partial>(from + columns, 0, part), right);
+  };
+  std::size_t k = 0;
+  const auto sum_to = [&](std::size_t end) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (; end - k >= 2; k += 2) {
+      Register right[parts];
+      const TB* from = matrix + k * columns;
+      if (ahead != nullptr && k % 8 == 0) {
+        // what is read for the first time comes from far; hardware stops at the end of a page
+        for (std::size_t line = 0; line < 8 * columns * sizeof(TB); line += 64) {
+          later(reinterpret_cast<const char*>(from + 40 * columns) + line);
+        }
+        ahead->step();
+      }
+      Zipped::zip(load_of<V, 1, partial>(from, 0, part), load_of<V, 1, partial>(from + columns, 0, part), right);
 #pragma GCC unroll 16
-    for (std::size_t m = 0; m < rows; ++m) step(right, m, Zipped::both(x + m * stride + k));
-  }
-  if (k < count) {
-    Register right[parts];
-    Zipped::zip(load_of<V, 1, partial>(matrix + k * columns, 0, part), V::zero(), right);
+      for (std::size_t m = 0; m < rows; ++m) step(right, m, Zipped::both(x + m * stride + k));
+    }
+    if (k < end) {
+      Register right[parts];
+      Zipped::zip(load_of<V, 1, partial>(matrix + k * columns, 0, part), V::zero(), right);
 #pragma GCC unroll 16
-    for (std::size_t m = 0; m < rows; ++m) step(right, m, Zipped::first(x + m * stride + k));
-  }
-#pragma GCC unroll 16
-  for (std::size_t m = 0; m < rows; ++m) {
-    float* row = to + m * columns;
-    typename V::Register total = Zipped::unzip(sum[m]);
-    if (add) total = V::add(total, load_of<V, 1, partial>(row, 0, part));
-    store_of<V, 1, partial>(row, 0, total, part);
-  }
+      for (std::size_t m = 0; m < rows; ++m) step(right, m, Zipped::first(x + m * stride + k));
+      ++k;
+    }
+  };
+  clear();
+  sum_to(middle_of(count));
+  keep(add);
+  clear();
+  sum_to(count);
+  keep(true);
 }
 
 // Some columns of the output, and what they are made of.
