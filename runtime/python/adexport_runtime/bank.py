@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -52,29 +52,39 @@ class _Entry:
     used: int = 0
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(NamedTuple):
     """The rows that a run may read, and the arrays to read them from.
 
-    ``generations`` tells which binding of a name a row holds: one row and generation is one content,
-    for as long as the process lives. ``infos`` is what each name was bound with, ``sizes`` its own ragged
-    sizes. ``layout`` changes when arrays are replaced, ``revision`` whenever anything was written.
+    ``layout`` changes when arrays are replaced, ``revision`` whenever anything was written.
     """
 
     rows: Mapping[str, int]
-    generations: Mapping[str, int]
-    infos: Mapping[str, Any]
-    sizes: Mapping[str, Mapping[str, int]]
+    entries: Mapping[str, _Entry]
     arrays: Tensors
     layout: int
     revision: int
+
+    @property
+    def generations(self) -> dict[str, int]:
+        """Which binding of a name a row holds: one row and generation is one content, for ever."""
+        return {name: entry.generation for name, entry in self.entries.items()}
+
+    @property
+    def infos(self) -> dict[str, Any]:
+        """What each name was bound with."""
+        return {name: entry.info for name, entry in self.entries.items()}
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """The ragged sizes of each name's own."""
+        return {name: entry.sizes for name, entry in self.entries.items()}
 
     def tensors(self, slots: Mapping[str, Sequence[str | int]], name: str) -> Tensors:
         """The tensors of one name, without the dimension of rows: views, good while the lease is held.
 
         ``slots`` are the shapes of the slot inputs without the rows.
         """
-        row, sizes = self.rows[name], self.sizes[name]
+        row, sizes = self.rows[name], self.entries[name].sizes
         return {
             slot: self.arrays[slot][row, ...][
                 tuple(slice(size if isinstance(size, int) else sizes.get(size, 0)) for size in shape)
@@ -109,7 +119,9 @@ class Bank:
         self._identity = {slot.name: 1 if slot.identity == "ones" else 0 for slot in slots}
         self._limit = rows if rows is not None else most
         self._writer = threading.RLock()
-        self._state = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._state = threading.Condition(self._lock)  # the same, for those who wait for a row
+        self._waiting = 0
         self._entries: dict[str, _Entry] = {}
         self._holders: list[_Entry | None] = [None]
         self._leases: list[int] = [1]  # the identity is leased for ever: it is never written
@@ -183,27 +195,28 @@ class Bank:
                 del self._entries[name]
             self._fit_sizes()
 
-    @contextmanager
-    def lease(self, names: Iterable[str]) -> Iterator[Lease]:
+    def lease(self, names: Iterable[str]) -> AbstractContextManager[Lease]:
         """Hold the rows of ``names`` for the time of a run.
 
-        Raises:
+        Raises, once it is entered:
             UnknownAdapterError: naming every name that is not bound.
             BankFullError: more different names than the bank has rows.
         """
-        wanted = set(names)
-        lease = self._lease_resident(wanted) or self._lease_paged(wanted)
-        try:
-            yield lease
-        finally:
-            with self._state:
-                for row in lease.rows.values():
-                    self._leases[row] -= 1
+        return _Holding(self, set(names))
+
+    def _take(self, wanted: set[str]) -> Lease:
+        return self._lease_resident(wanted) or self._lease_paged(wanted)
+
+    def _give_back(self, lease: Lease) -> None:
+        with self._lock:
+            for row in lease.rows.values():
+                self._leases[row] -= 1
+            if self._waiting:
                 self._state.notify_all()
 
     def _lease_resident(self, wanted: set[str]) -> Lease | None:
         """Lease if all rows are resident, else None."""
-        with self._state:
+        with self._lock:
             entries = self._resolve(wanted)
             rows = {name: entry.row for name, entry in entries.items() if entry.row is not None}
             if len(rows) < len(entries):
@@ -211,10 +224,7 @@ class Bank:
             for name, row in rows.items():
                 self._leases[row] += 1
                 entries[name].used = next(self._ticks)
-            generations = {name: entry.generation for name, entry in entries.items()}
-            infos = {name: entry.info for name, entry in entries.items()}
-            sizes = {name: entry.sizes for name, entry in entries.items()}
-            return Lease(rows, generations, infos, sizes, self._arrays, self._layout, self._revision)
+            return Lease(rows, entries, self._arrays, self._layout, self._revision)
 
     def _lease_paged(self, wanted: set[str]) -> Lease:
         """Bring in what is not resident, then lease; one paging run at a time."""
@@ -304,7 +314,11 @@ class Bank:
                 if idle:
                     self._forget(min(idle, key=lambda holder: holder.used))
                 else:
-                    self._state.wait()
+                    self._waiting += 1
+                    try:
+                        self._state.wait()
+                    finally:
+                        self._waiting -= 1
 
     def _write(self, entry: _Entry, row: int) -> None:
         """Fill an idle row, then publish it (under ``_writer``; the row is nobody's meanwhile)."""
@@ -356,6 +370,21 @@ class Bank:
             self._arrays, self._sizes = arrays, dict(sizes)
             self._layout += 1
             self._revision += 1
+
+
+class _Holding:
+    """A lease from entry to exit; a generator would cost each run more."""
+
+    def __init__(self, bank: Bank, names: set[str]) -> None:
+        self._bank = bank
+        self._names = names
+
+    def __enter__(self) -> Lease:
+        self._lease = self._bank._take(self._names)
+        return self._lease
+
+    def __exit__(self, *_: object) -> None:
+        self._bank._give_back(self._lease)
 
 
 def _symbols(shape: Iterable[str | int]) -> list[str]:

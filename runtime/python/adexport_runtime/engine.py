@@ -24,10 +24,11 @@ from .caches import Generation
 from .errors import Code, Problem, RequestError
 from .generation import Batch, Generated, Generator, Prompt, Request, Sampling, Session, WhenFull
 from .generation.settings import SEEDS
+from .input_checker import InputChecker
 from .limits import PROMPTS, check_adapter, most_adapters
 from .names import check_name
 from .outputs import LOGITS, Outputs, cut_logits
-from .request import Adapters, check_adapters, check_inputs, check_prompts, check_size, prompt_lengths
+from .request import Adapters, check_adapters, check_prompts, check_size, prompt_lengths
 from .tensors import Array
 from .text import TextEncoder
 
@@ -48,6 +49,7 @@ class Engine:
         self.bundle = bundle
         self._backend: Backend | None = backend
         self._bank = bank
+        self._checker = InputChecker(bundle.manifest)
 
     @classmethod
     def open(
@@ -184,7 +186,7 @@ class Engine:
                 BankFullError are such.
         """
         manifest = self.bundle.manifest
-        feeds = check_inputs(inputs, manifest)
+        feeds = self._checker(inputs)
         batch = next(iter(feeds.values())).shape[0]
         names = check_adapters(adapters, batch, manifest)
         if manifest.generation is not None:
@@ -397,6 +399,8 @@ class Engine:
 
     def _labels(self, names: Sequence[str | None], lease: Lease) -> list[tuple[str, ...]]:
         """The label names of each row: its adapter's own head's, or the base's."""
-        heads = {name: info for name, info in lease.infos.items() if info is not None}
         base = self.bundle.manifest.base.labels
+        if self.bundle.manifest.head is None:
+            return [base] * len(names)
+        heads = {name: info for name, info in lease.infos.items() if info is not None}
         return [heads[name].labels if name in heads else base for name in names]

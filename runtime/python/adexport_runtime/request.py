@@ -65,6 +65,12 @@ def check_adapters(adapters: Adapters, batch: int, manifest: Manifest) -> list[s
         RequestError: their number is not the batch's, or the bundle has no slots.
     """
     given: Any = adapters  # whatever a caller without a type checker passes
+    if type(given) in (list, tuple) and len(given) == batch and manifest.slots:
+        for row in given:
+            if row is not None and type(row) is not str:
+                break
+        else:  # what nearly every call brings
+            return list(given)
     if given is None or isinstance(given, str):
         rows: list[Any] = [given] * batch
         wrong = None
@@ -206,7 +212,7 @@ def _check_shape(spec: Input, array: Array, sizes: dict[str, tuple[int, str]]) -
                 Problem(Code.BAD_INPUT, spec.name, got=got, expected=f"{declared} = {expected}{like}")
             )
     low, high = array.min(), array.max()
-    lowest, highest = _range(spec)
+    lowest, highest = value_range(spec)
     if low < lowest or high > highest:
         problems.append(
             Problem(
@@ -220,7 +226,7 @@ def _check_shape(spec: Input, array: Array, sizes: dict[str, tuple[int, str]]) -
     return problems
 
 
-def _range(spec: Input) -> tuple[float, float]:
+def value_range(spec: Input) -> tuple[float, float]:
     """The least and the greatest value of an input: the declared ones, else its dtype's."""
     dtype = dtypes.NUMPY[spec.dtype]
     whole = np.iinfo(dtype) if dtype.kind == "i" else None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,14 +246,16 @@ class OnnxRuntimeBackend:
     def run(self, feeds: Mapping[str, Array], lease: Lease) -> dict[str, Array]:
         """Run once; see :class:`~adexport_runtime.backends.Backend`."""
         session = self._opened
-        with self._binding(lease, session) as io:
-            for name, value in feeds.items():
-                io.bind_cpu_input(name, value)
-            for name in self._outputs:  # anew for each run: a kept output keeps its last shape
-                io.bind_output(name, "cpu")
-            session.run_with_iobinding(io)
-            values = io.get_outputs()
-            return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
+        binding = self._binding(lease, session)
+        io = binding.io
+        for name, value in feeds.items():
+            io.bind_cpu_input(name, value)
+        for name in self._outputs:  # anew for each run: a kept output keeps its last shape
+            io.bind_output(name, "cpu")
+        session.run_with_iobinding(io)
+        outputs = dict(zip(self._outputs, io.copy_outputs_to_cpu(), strict=True))
+        self._idle.append(binding)  # not after an error: that binding is dropped
+        return outputs
 
     def caches(self, rows: int, room: int) -> KvCaches:
         """See :class:`~adexport_runtime.backends.Backend`."""
@@ -310,18 +311,17 @@ class OnnxRuntimeBackend:
             raise RequestError("the engine is closed", Problem(Code.CLOSED, self._name))
         return session
 
-    @contextmanager
-    def _binding(self, lease: Lease, session: Any) -> Iterator[Any]:
+    def _binding(self, lease: Lease, session: Any) -> _Binding:
         """An IOBinding that holds the lease's banks, for one run."""
-        with self._lock:
-            binding = self._idle.pop() if self._idle else _Binding(session.io_binding())
+        try:
+            binding = self._idle.pop()
+        except IndexError:
+            binding = _Binding(session.io_binding())
         if binding.layout != lease.layout:  # arrays are shared with ONNX Runtime: writes need no binding
             for name, value in self._values(lease).items():
                 binding.io.bind_ortvalue_input(name, value)
             binding.layout = lease.layout
-        yield binding.io
-        with self._lock:  # not after an error: that binding is dropped
-            self._idle.append(binding)
+        return binding
 
     def _values(self, lease: Lease) -> dict[str, Any]:
         with self._lock:
