@@ -44,6 +44,9 @@ KERNEL_TARGETS = {
 TARGETS = INLINED_TARGETS if find_kernels() is None else KERNEL_TARGETS
 COLD_BIND_TARGET = 1.3
 
+#: of the runtime itself: what the kernels gain, and what a call costs above its graph
+PARTS = "without-kernels,graph"
+
 SLOT_SHAPES = ((1, 16), (8, 16), (8, 128))
 #: (shape, family) -> the largest ratio of CPU time to the plain base that we want
 SLOT_TARGETS = {
@@ -68,12 +71,15 @@ def main() -> None:
         console.print(", ".join(f"{key} {value}" for key, value in machine().items()))
         reports = {shape: run(bundle, shape, chosen.repeats) for shape in SHAPES}
         show(reports)
+        parts = {shape: run(bundle, shape, chosen.repeats, "--against", PARTS) for shape in SHAPES}
+        show(parts, "adexport / its own parts, CPU time, median (quartiles)")
         slots = {shape: run_slots(bundle, shape, chosen.repeats) for shape in SLOT_SHAPES}
         show_slots(slots)
         fusions = compare_fusions(bundle, Path(scratch), chosen.repeats)
     if chosen.json:
         everything = {
             "shapes": {f"{batch}x{seq}": report for (batch, seq), report in reports.items()},
+            "parts": {f"{batch}x{seq}": report for (batch, seq), report in parts.items()},
             "slots": {f"{batch}x{seq}": report for (batch, seq), report in slots.items()},
             "default fusions / without": fusions,
         }
@@ -116,9 +122,12 @@ def run(bundle: Path, shape: tuple[int, int], repeats: int, *options: str) -> di
     return report
 
 
-def show(reports: dict[tuple[int, int], dict[str, Any]]) -> None:
+def show(
+    reports: dict[tuple[int, int], dict[str, Any]],
+    title: str = "adexport / contender, CPU time, median (quartiles)",
+) -> None:
     """CPU ratios, with their quartiles and what we want of them."""
-    table = Table(title="adexport / contender, CPU time, median (quartiles)", title_justify="left")
+    table = Table(title=title, title_justify="left")
     names = list(next(iter(reports.values()))["against"])
     for column in ("rows × tokens", "CPU ms", *names, "cold bind"):
         table.add_column(column)

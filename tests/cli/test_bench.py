@@ -36,7 +36,7 @@ def test_wrong_usage(tiny_bundle: Path, words: list[str]) -> None:
     result = run("bench", tiny_bundle, *words)
     assert result.exit_code == 2
     if words[0] == "--against":
-        assert "base, peft, ort-adapter" in result.stderr
+        assert "base, peft, ort-adapter, without-kernels, graph" in result.stderr
 
 
 def test_what_does_not_fit_is_refused(tiny_bundle: Path) -> None:

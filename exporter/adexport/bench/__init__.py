@@ -20,7 +20,7 @@ from adexport_runtime.tensors import Array, read_tensors
 
 from ..options import TOLERANCE
 from ..progress import Progress, silent
-from .contenders import CONTENDERS, Contender, open_contender
+from .contenders import CONTENDERS, OTHERS, Contender, open_contender
 from .measure import Quartiles, interleave, ratios
 from .report import BenchReport, ColdBind, Comparison
 from .workload import WEIGHTS_FILE, Workload, make_workload
@@ -39,7 +39,7 @@ def run_bench(
     rank: int = 16,
     threads: int = 1,
     repeats: int = 30,
-    against: Sequence[str] = tuple(CONTENDERS),
+    against: Sequence[str] = OTHERS,
     progress: Progress = silent,
 ) -> BenchReport:
     """Measure a bundle on a batch whose rows take different adapters.

@@ -52,7 +52,8 @@ def _known(value: str, choices: Iterable[str]) -> tuple[str, ...]:
     default="base,peft,ort-adapter",
     show_default=True,
     callback=_against,
-    help="Names with commas: the plain base, PEFT's mixed batch, ONNX Runtime's own adapters.",
+    help="Names with commas: the plain base, PEFT's mixed batch, ONNX Runtime's own adapters; and of "
+    "the runtime itself: without-kernels, and graph: its graph with everything bound already.",
 )
 @click.option(
     "--slots",

@@ -16,7 +16,12 @@ CONTENDERS: dict[str, tuple[str, dict[str, str]]] = {
     "base": (".base", {"onnx_ir": "lower"}),
     "peft": (".peft", {"torch": "verify", "transformers": "verify", "peft": "verify"}),
     "ort-adapter": (".ort_adapter", {"onnx_ir": "lower"}),
+    "without-kernels": (".without_kernels", {}),
+    "graph": (".graph", {}),
 }
+
+#: other ways to serve the batch; what is not here are parts of the runtime itself
+OTHERS = ("base", "peft", "ort-adapter")
 
 
 class Contender(Protocol):
