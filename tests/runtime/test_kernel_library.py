@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -15,6 +16,7 @@ from adexport.options import BuildOptions
 from adexport_runtime import BundleError, Code, DependencyError, Engine
 from adexport_runtime.backends import kernels
 from adexport_runtime.backends.kernels import describe_kernels, find_kernels
+from tests.conftest import MakeLora
 from tests.contract.kernels import kernel_library, needs_kernels
 
 from .support import hidden, ids
@@ -108,3 +110,24 @@ def test_a_graph_that_kernels_refuse(tiny_bundle: Path, tmp_path: Path) -> None:
     library = kernel_library()
     with pytest.raises(BundleError, match=r"libadexport_kernels.* is of another version.*without kernels"):
         Engine.open(target, kernels=library)
+
+
+@needs_kernels
+def test_bits_do_not_depend_on_neighbours(tiny_bundle: Path, make_lora: MakeLora) -> None:
+    small, large = make_lora("small", r=3), make_lora("large", r=16)
+    rows = ["small", "large", None, "small", "small", "large"]
+    inputs = {"input_ids": ids(6, 7)}
+    with Engine.open(tiny_bundle, threads=1, kernels=kernel_library()) as engine:
+        engine.bind("small", small)
+        alone = engine.run(inputs, "small")["last_hidden_state"]
+        engine.bind("large", large)
+        beside = engine.run(inputs, "small")["last_hidden_state"]
+        mixed = engine.run(inputs, rows)["last_hidden_state"]
+        other = engine.run(inputs, "large")["last_hidden_state"]
+        base = engine.run(inputs)["last_hidden_state"]
+    np.testing.assert_array_equal(alone, beside)
+    for row, name in enumerate(rows):
+        expected = {"small": alone, "large": other, None: base}[name]
+        np.testing.assert_array_equal(mixed[row], expected[row])
+    assert np.abs(alone - base).max() > 1e-4
+    assert np.abs(alone - other).max() > 1e-4
