@@ -1,6 +1,6 @@
 """libadexport_kernels in ONNX Runtime: the same as the local functions whose names its operators have.
 
-Built by CMake (runtime/cpp); skipped where it was not. ``ADEXPORT_KERNELS`` names another one.
+Skipped where it was not built; ``ADEXPORT_KERNELS`` names another one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, parser
 
-_ROOT = Path(__file__).parents[2]
-_LIBRARY = Path(
-    os.environ.get("ADEXPORT_KERNELS", _ROOT / "build" / "native" / "kernels" / "libadexport_kernels.so")
-)
-pytestmark = pytest.mark.skipif(not _LIBRARY.exists(), reason=f"{_LIBRARY} is not built")
+from tests.contract.kernels import kernel_library, needs_kernels
+
+pytestmark = needs_kernels
 
 _IN, _OUT, _ROWS = 20, 37, 5
 _PICK = "a = Gather<axis=0>(A, ids)  b = Gather<axis=0>(B, ids)"
@@ -115,13 +113,13 @@ def _model(name: str, *, branch: bool = False, inputs: str | None = None) -> onn
     """)
 
 
-def _session(model: onnx.ModelProto, folder: Path | None, library: Path | None = _LIBRARY) -> Any:
+def _session(model: onnx.ModelProto, folder: Path | None, *, kernels: bool = True) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 2, 4
     if folder is not None:
         options.optimized_model_filepath = str(folder / "optimized.onnx")
-    if library is not None:
-        options.register_custom_ops_library(str(library))
+    if kernels:
+        options.register_custom_ops_library(str(kernel_library()))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -161,7 +159,7 @@ def _feeds(
 def test_kernel_is_its_function(name: str, branch: bool, tmp_path: Path) -> None:
     """Also where tokens and ranks are none, the ids are one for all, and nobody uses the slot."""
     model = _model(name, branch=branch)
-    plain, kernel = _session(model, None, None), _session(model, tmp_path)
+    plain, kernel = _session(model, None, kernels=False), _session(model, tmp_path)
     assert name in _operators(onnx.load(tmp_path / "optimized.onnx").graph)
     one = {"ids": np.array([2], np.int64)}
     cases = [
@@ -305,7 +303,7 @@ def test_environment_chooses_instructions(isa: str, fits: bool) -> None:
         "print(library.adexport_kernels_isa().decode())\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(_LIBRARY)],
+        [sys.executable, "-c", code, str(kernel_library())],
         env=os.environ | {"ADEXPORT_KERNELS_ISA": isa},
         capture_output=True,
         text=True,
