@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from adexport_runtime import Bundle, Engine, bind_into_bundle
 from tests.conftest import GOLDEN, MakeLora
-from tests.runtime.support import QUERY, VALUE, Tensors, edit_tensors
+from tests.runtime.spoiled_headers import FAULTS, MANY_FAULTS, WRONG_TYPES
+from tests.runtime.support import QUERY, VALUE, Tensors, edit_tensors, entry, raw_safetensors
 
-from .capi import needs_native
+from .capi import NativeError, needs_native
 from .native import NativeEngine
 from .refusals import Found, found, open_once, read_bound, same
 
@@ -91,6 +92,14 @@ _METADATA: tuple[dict[str, str | None], ...] = (
     {"bottleneck": '{"form": {"input": "x"}, "activation": "elu", "more": 1}'},
     {"head": '{"feature": "first", "activation": null, "labels": ["a", "b"]}'},
     {"head": '{"feature": "last", "activation": 3, "labels": "ab"}'},
+    {"head": '{"feature": "first", "activation": null, "labels": ["a", "b\\u0000c"]}'},
+    {"bottleneck": '{"form": {"close": 1, "norm_before": "true"}, "activation": "relu"}'},
+    {"name": "acme\0x"},
+    {"source_type": "peft:LORA\0"},
+    {"source_sha256": "\0", "rank": "3\0"},
+    {"format_version": "2\0"},
+    {"format_version": "2.0"},
+    {"surprise\0": "1"},
 )
 
 
@@ -133,6 +142,30 @@ class TestAdapters:
         self, refuse: Callable[[Path], Found], bound: Path, metadata: dict[str, str | None]
     ) -> None:
         refuse(edit_tensors(bound, lambda _: None, metadata))
+
+    @pytest.mark.parametrize("name", WRONG_TYPES)
+    def test_headers_with_values_of_other_types(self, tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(WRONG_TYPES[name])
+        python, native = open_once(tiny_bundle)
+        error = same(lambda: read_bound(path, python.bundle), lambda: native.bind("x", path))
+        assert error == ("AdapterError", {"damaged": {str(path)}})
+
+    def test_all_faults_of_a_header_are_named_together(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(MANY_FAULTS)
+        _, native = open_once(tiny_bundle)
+        with pytest.raises(NativeError) as caught:
+            native.bind("x", path)
+        assert all(fault in str(caught.value) for fault in FAULTS), str(caught.value)
+
+    @pytest.mark.parametrize("name", ["a\0b", "\0"])
+    def test_a_nul_in_the_name_of_a_tensor(self, tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(raw_safetensors({name: entry("F32", [1], 0, 4)}, b"\0" * 4))
+        python, native = open_once(tiny_bundle)
+        error = same(lambda: read_bound(path, python.bundle), lambda: native.bind("x", path))
+        assert error == ("AdapterError", {"bad-name": {f"tensor {name!r}"}})
 
     @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 100, -1])
     def test_truncated(self, refuse: Callable[[Path], Found], bound: Path, cut: int) -> None:

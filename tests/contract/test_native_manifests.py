@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,14 @@ from tests.runtime.spoiled_manifests import (
     INCONSISTENT_GENERATION,
     INCONSISTENT_SLOTS,
     JSON,
+    LAX,
     ONE_WRONG,
     QUANTIZATION,
     Data,
     make_generating,
     narrow,
+    put,
+    whole_manifest,
 )
 
 from .capi import needs_native
@@ -36,15 +40,13 @@ pytestmark = needs_native
 
 
 def _is_json(value: Any) -> bool:
-    """Python also takes infinities, numbers beyond 64 bits, and halves of surrogate pairs; C++ does not."""
+    """Python also takes infinities and halves of surrogate pairs; C++ does not."""
     if isinstance(value, dict):
         return all(_is_json(part) for pair in value.items() for part in pair)
     if isinstance(value, list):
         return all(_is_json(part) for part in value)
     if isinstance(value, str):
         return not any("\ud800" <= letter <= "\udfff" for letter in value)
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
     return not isinstance(value, float) or np.isfinite(value)
 
 
@@ -96,12 +98,33 @@ class TestManifests:
         INCONSISTENT_BANKS[name][0](data)
         assert set(refuse(data)[1]) == {"bad-manifest"}
 
+    @pytest.mark.parametrize("name", LAX)
+    def test_values_of_a_type_that_converts(
+        self, refuse: Callable[[Any], Found], every_slot: Path, name: str
+    ) -> None:
+        data = whole_manifest(json.loads((every_slot / MANIFEST_FILE).read_text()))
+        for place, value in LAX[name](data):
+            spoiled = copy.deepcopy(data)
+            put(*place, value=value)(spoiled)
+            version = place == ("format_version",)
+            assert set(refuse(spoiled)[1]) == {"version" if version else "bad-manifest"}, place
+
+    def test_a_nul_where_nobody_cuts_it(self, bundle_copy: Path) -> None:
+        data = json.loads((bundle_copy / MANIFEST_FILE).read_text())
+        data["tokenizer"] = {"file": "tokenizer.json", "pad_id": 0, "pad_token": "\0", "max_length": None}
+        (bundle_copy / MANIFEST_FILE).write_text(json.dumps(data))
+        assert open_both(bundle_copy) is None
+
+    def test_a_nul_in_a_key(self, refuse: Callable[[Any], Found], data: Data) -> None:
+        data["tools"]["a\0b"] = "1"
+        assert refuse(data)[1] == {"bad-manifest": {r"tools.a\x00b.[key]"}}
+
     @pytest.mark.parametrize("change", [change for change, _ in BAD_QUANTIZATIONS], ids=str)
     def test_quantization(self, refuse: Callable[[Any], Found], data: Data, change: Data) -> None:
         data["base"]["quantization"] = {**QUANTIZATION, **change}
         assert set(refuse(data)[1]) == {"bad-manifest"}
 
-    @pytest.mark.parametrize("version", [0, 5, 99, "1", None, True, [1], {}, 1.5])
+    @pytest.mark.parametrize("version", [0, 5, 99, "1", "4", None, True, [1], {}, 1.5, 1.0, 4.0, 2**70])
     def test_version(self, refuse: Callable[[Any], Found], data: Data, version: object) -> None:
         assert set(refuse({**data, "format_version": version, "surprise": 1})[1]) == {"version"}
 
