@@ -353,7 +353,22 @@ def _labels(loaded: LoadedModel) -> tuple[str, ...]:
     if loaded.task not in HEAD_TASKS or loaded.model.base_model is loaded.model:
         return ()
     labels: dict[int, str] = loaded.config.id2label
-    return tuple(str(labels[index]) for index in sorted(labels))
+    names = tuple(str(labels[index]) for index in sorted(labels))
+    if unfit := [name for name in names if "\0" in name]:
+        raise BuildError(
+            f"{loaded.source} cannot be built",
+            [
+                Problem(
+                    Code.BAD_CONFIG,
+                    "id2label",
+                    got=repr(name)[:80],
+                    expected="a text without NUL",
+                    mend="name the label otherwise in the model's config.json",
+                )
+                for name in unfit
+            ],
+        )
+    return names
 
 
 def _dtype(name: str) -> Any:

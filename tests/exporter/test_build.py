@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -70,6 +71,18 @@ def test_a_random_head_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
         build_model(str(tiny_bert), tmp_path / "c.bundle", task="text-classification")
     assert {p.subject for p in caught.value.problems} == {"classifier.weight", "classifier.bias"}
     assert not list(tmp_path.iterdir())
+
+
+def test_a_label_with_a_nul(tiny_classifier: Path, tmp_path: Path) -> None:
+    """No reader would take such a bundle."""
+    shutil.copytree(tiny_classifier, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["id2label"]["1"] = "f\0ir"
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BuildError) as caught:
+        build_model(str(tmp_path / "m"), tmp_path / "x.bundle")
+    assert {(p.code, p.subject) for p in caught.value.problems} == {(Code.BAD_CONFIG, "id2label")}
+    assert not (tmp_path / "x.bundle").exists()
 
 
 def test_an_absent_model(tmp_path: Path) -> None:

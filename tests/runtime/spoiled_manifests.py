@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hypothesis import strategies as st
@@ -58,7 +58,62 @@ ONE_WRONG = {
     "path and newline": (put("files", 0, "path", value="a\n"), "files.0.path"),
     "path with a backslash": (put("files", 0, "path", value="a\\b"), "files.0.path"),
     "tool without version": (put("tools", "torch", value=None), "tools.torch"),
+    "a NUL in the name of an input": (put("inputs", 0, "name", value="input_ids\0x"), "inputs.0.name"),
+    "a NUL in the name of an output": (put("outputs", 0, "name", value="\0"), "outputs.0.name"),
+    "a NUL in the name of a slot input": (
+        put("sites", 0, "linear", "lora_A", "name", value="a\0b"),
+        "sites.0.linear.lora_A.name",
+    ),
+    "a NUL in a label": (put("base", "labels", value=["good", "b\0d"]), "base.labels.1"),
+    "a NUL in a version of a tool": (put("tools", "torch", value="2\0"), "tools.torch"),
 }
+
+
+#: a place in a document
+Place = tuple[str | int, ...]
+
+
+def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every value that is no list and no object, and where it is."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in inner:
+        if isinstance(part, dict | list):
+            yield from leaves(part, (*place, key))
+        else:
+            yield (*place, key), part
+
+
+def _others(kind: type, convert: Callable[[Any], Any]) -> Callable[[Data], list[tuple[Place, Any]]]:
+    """Makes the edits that put what ``convert`` makes of it in the place of every value of a type."""
+    return lambda data: [(place, convert(old)) for place, old in leaves(data) if type(old) is kind]
+
+
+#: what readers that convert would take: every edit of a document, by what it does
+LAX: dict[str, Callable[[Data], list[tuple[Place, Any]]]] = {
+    "floats for integers": _others(int, float),
+    "texts for integers": lambda data: [
+        (place, str(value)) for place, value in _others(int, int)(data) if "shape" not in place[:-1]
+    ],
+    "bools for integers": _others(int, bool),
+    "lists for integers": _others(int, lambda value: [value]),
+    "integers beyond 64 bits": _others(int, lambda _: 2**63),
+    "integers for bools": _others(bool, int),
+    "texts for bools": _others(bool, lambda value: str(value).lower()),
+    "bools for texts": _others(str, bool),
+    "lists for texts": _others(str, list),
+    "texts with a NUL": lambda data: [
+        (place, value + "\0") for place, value in _others(str, str)(data) if place[-1] != "pad_token"
+    ],
+}
+
+
+def whole_manifest(data: Data) -> Data:
+    """A manifest of every kind of slot, with what is null in it filled in."""
+    data["base"]["quantization"] = dict(QUANTIZATION)
+    data["base"]["max_positions"] = 40
+    data["inputs"][0].update(low=0, high=40, fill=1)
+    data["tokenizer"] = {"file": "tokenizer.json", "pad_id": 0, "pad_token": "[PAD]", "max_length": 40}
+    return data
 
 
 QUANTIZATION = {
@@ -75,6 +130,9 @@ QUANTIZATION = {
 BAD_QUANTIZATIONS: list[tuple[Data, str]] = [
     ({"method": "static"}, "base.quantization.method"),
     ({"bits": 2}, "base.quantization.bits"),
+    ({"bits": 8.0}, "base.quantization.bits"),
+    ({"bits": True}, "base.quantization.bits"),
+    ({"embeddings": 0}, "base.quantization.embeddings"),
     ({"zero_points": True}, "base.quantization.zero_points"),
     ({"accuracy_level": None}, "manifest"),
     ({"block_size": None}, "manifest"),

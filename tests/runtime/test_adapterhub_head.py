@@ -36,6 +36,7 @@ from .adapterhub_files import (
     seq_bn,
     tensors_of,
 )
+from .spoiled_headers import WRONG_TYPES
 
 CONFIG = "head_config.json"
 #: ``ClassificationHead(num_labels=3)``
@@ -167,6 +168,19 @@ def test_question_answering(tmp_path: Path) -> None:
     assert head_of(folder).style.labels == ("start", "end")
     wide = headed(tmp_path / "b", one(3), **{**config, "num_labels": 3})
     assert culprits(wide) == {(Code.UNSUPPORTED, "num_labels")}
+
+
+def test_a_label_with_a_nul(tmp_path: Path) -> None:
+    folder = headed(tmp_path / "a", label2id={"bad": 0, "f\0ir": 1, "good": 2})
+    assert culprits(folder) == {(Code.BAD_CONFIG, "label2id")}
+    assert r"f\x00ir" in problems(folder)[0].got
+
+
+@pytest.mark.parametrize("name", WRONG_TYPES)
+def test_headers_with_values_of_other_types(tmp_path: Path, name: str) -> None:
+    folder = headed(tmp_path / "a")
+    (folder / HEAD_WEIGHTS).write_bytes(WRONG_TYPES[name])
+    assert culprits(folder) == {(Code.DAMAGED, str(folder / HEAD_WEIGHTS))}
 
 
 def test_no_names_of_labels(tmp_path: Path) -> None:

@@ -33,9 +33,16 @@ from .adapterhub_files import (
     read,
     seq_bn,
 )
+from .spoiled_headers import WRONG_TYPES
 
 
 class TestRefused:
+    @pytest.mark.parametrize("name", WRONG_TYPES)
+    def test_headers_with_values_of_other_types(self, tmp_path: Path, name: str) -> None:
+        folder = seq_bn(tmp_path / "a")
+        (folder / WEIGHTS).write_bytes(WRONG_TYPES[name])
+        assert culprits(folder) == {(Code.DAMAGED, str(folder / WEIGHTS))}
+
     @pytest.mark.parametrize(
         ("config", "key"),
         [

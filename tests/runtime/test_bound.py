@@ -88,6 +88,11 @@ class TestRefused:
     def test_metadata(self, bound: Path, refuse: Refuse, metadata: dict[str, str | None]) -> None:
         refuse(edit_tensors(bound, lambda _: None, metadata), {Code.VERSION: {str(bound)}})
 
+    @pytest.mark.parametrize("key", ["name", "source_type", "source_sha256", "base_fingerprint", "rank"])
+    def test_a_nul_in_the_metadata(self, bound: Path, refuse: Refuse, key: str) -> None:
+        edited = edit_tensors(bound, lambda _: None, {key: "a\0b"})
+        refuse(edited, {Code.BAD_CONFIG: {key}})
+
     def test_a_path_for_a_name(self, bound: Path, refuse: Refuse) -> None:
         edited = edit_tensors(bound, lambda _: None, {"name": "../x"})
         refuse(edited, {Code.BAD_NAME: {"'../x'"}})

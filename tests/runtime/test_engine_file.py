@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -24,6 +25,8 @@ from adexport_runtime.engine_file import (
 from adexport_runtime.graph_io import engine_inputs, graph_outputs
 from adexport_runtime.manifest import File
 from adexport_runtime.profiles import default_profiles
+
+from .spoiled_manifests import LAX, put
 
 RTX = "tensorrt-rtx"
 PLAN = b"not an engine, but as long as the record says"
@@ -182,6 +185,21 @@ class TestRecord:
         change(bundle, **changes)
         error = refused(bundle)
         assert (error.codes, error.problems[0].subject) == ({code}, subject)
+
+    @pytest.mark.parametrize("name", LAX)
+    def test_values_of_a_type_that_converts(self, bundle: Bundle, name: str) -> None:
+        record = json.loads(record_of(bundle).model_dump_json())
+        edits = LAX[name](record)
+        assert edits
+        for path, value in edits:
+            spoiled = copy.deepcopy(record)
+            put(*path, value=value)(spoiled)
+            (engine_folder(bundle.root, RTX) / "engine.json").write_text(json.dumps(spoiled))
+            error = refused(bundle)
+            version = path == ("format_version",)
+            assert error.codes == {Code.VERSION if version else Code.BAD_MANIFEST}, path
+            where = ".".join(map(str, path))
+            assert any(problem.subject.startswith(where) for problem in error.problems), path
 
     def test_every_violation_is_named(self, bundle: Bundle) -> None:
         change(bundle, tf32=0, layers=-1, seconds="long")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +13,19 @@ from adexport.build import lower_again
 from adexport.options import BuildOptions
 from adexport_runtime import BundleError, Code, DependencyError, Engine
 from adexport_runtime.backends import kernels
-from adexport_runtime.backends.kernels import describe_kernels, find_kernels
+from adexport_runtime.backends.kernels import INTERFACE, describe_kernels, find_kernels
+from adexport_runtime.environment import environment
 from tests.conftest import MakeLora
 from tests.contract.kernels import kernel_library, needs_kernels
 
+from .library_stand_ins import FOREIGN, VERSIONED, compiled, of_interface
 from .support import hidden, ids
 
-#: operators, but not ours
-FOREIGN = """
-void* RegisterCustomOps(void* options, const void* api) { return 0; }
-"""
 #: ours, asked for instructions that nobody has
-HELPLESS = """
-void* RegisterCustomOps(void* options, const void* api) { return 0; }
-const char* adexport_kernels_version(void) { return "0.0"; }
-const char* adexport_kernels_isa(void) { return ""; }
+HELPLESS = f"""
+{VERSIONED.replace('"portable"', '""')}
+int adexport_kernels_interface(void) {{ return {INTERFACE}; }}
 """
-
-
-def compiled(source: str, target: Path) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(target)]
-    subprocess.run(command, input=source, text=True, check=True)
-    return target
 
 
 class TestFound:
@@ -80,6 +66,39 @@ def test_operators_of_another_library(tiny_bundle: Path, tmp_path: Path) -> None
     with pytest.raises(DependencyError, match="adexport_kernels_version") as caught:
         Engine.open(tiny_bundle, kernels=foreign)
     assert caught.value.codes == {Code.PACKAGE_MISSING}
+
+
+@pytest.mark.parametrize("number", [0, INTERFACE + 1, -1])
+def test_operators_for_other_graphs(tiny_bundle: Path, tmp_path: Path, number: int) -> None:
+    """Their names may be the same, and what they compute not."""
+    other = of_interface(tmp_path / "other.so", number)
+    for ask in (lambda: Engine.open(tiny_bundle, kernels=other), lambda: describe_kernels(other)):
+        with pytest.raises(DependencyError) as caught:
+            ask()
+        (problem,) = caught.value.problems
+        assert (problem.code, problem.subject) == (Code.VERSION, str(other))
+        assert (problem.got, problem.expected) == (f"interface {number}", f"interface {INTERFACE}")
+        assert "make native" in problem.mend
+
+
+def test_operators_of_before_the_number(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(DependencyError, match="got no interface number, expected interface") as caught:
+        Engine.open(tiny_bundle, kernels=of_interface(tmp_path / "old.so", None))
+    assert caught.value.codes == {Code.VERSION}
+
+
+@needs_kernels
+def test_what_the_library_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = describe_kernels(kernel_library())
+    assert library.interface == INTERFACE
+    assert library.isa in ("avx512", "avx2", "portable")
+    monkeypatch.setenv("ADEXPORT_KERNELS", str(kernel_library()))
+    assert environment()["kernels"] == {
+        "path": str(kernel_library().resolve()),
+        "version": library.version,
+        "interface": INTERFACE,
+        "isa": library.isa,
+    }
 
 
 def test_instructions_that_the_cpu_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

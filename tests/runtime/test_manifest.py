@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from .spoiled_manifests import (
     INCONSISTENT_GENERATION,
     INCONSISTENT_SLOTS,
     JSON,
+    LAX,
     ONE_WRONG,
     QUANTIZATION,
     Data,
     make_generating,
     narrow,
     put,
+    whole_manifest,
 )
 from .support import subjects
 
@@ -99,6 +102,34 @@ def test_everything_wrong_is_named_at_once(data: Data) -> None:
     assert all(where in str(error) for _, where in wrong)
 
 
+@pytest.mark.parametrize("name", LAX)
+def test_values_of_a_type_that_converts(every_slot: Path, name: str) -> None:
+    """No value of any field, whatever it could be taken for."""
+    data = whole_manifest(json.loads((every_slot / "manifest.json").read_text()))
+    parse_manifest(json.dumps(data))
+    edits = LAX[name](data)
+    assert edits
+    for path, value in edits:
+        spoiled = copy.deepcopy(data)
+        put(*path, value=value)(spoiled)
+        error = refused(spoiled)
+        assert error.codes == {Code.VERSION if path == ("format_version",) else Code.BAD_MANIFEST}, path
+        where = ".".join(map(str, path))
+        assert all(problem.subject.startswith(where) for problem in error.problems), path
+
+
+def test_a_nul_where_nobody_cuts_it(data: Data) -> None:
+    whole_manifest(data)["tokenizer"]["pad_token"] = "\0"
+    assert parse_manifest(json.dumps(data)).tokenizer.pad_token == "\0"  # type: ignore[union-attr]
+
+
+def test_a_nul_in_a_key(data: Data) -> None:
+    data["tools"]["a\0b"] = "1"
+    error = refused(data)
+    assert subjects(error, Code.BAD_MANIFEST) == {r"tools.a\x00b.[key]"}
+    assert "\0" not in str(error)
+
+
 @pytest.mark.parametrize(("change", "where"), BAD_QUANTIZATIONS)
 def test_quantization(data: Data, change: Data, where: str) -> None:
     data["base"]["quantization"] = QUANTIZATION
@@ -108,7 +139,7 @@ def test_quantization(data: Data, change: Data, where: str) -> None:
     assert {problem.subject for problem in error.problems} == {where}
 
 
-@pytest.mark.parametrize("version", [0, 5, 99, "1", None, True, [1], {}, 1.5])
+@pytest.mark.parametrize("version", [0, 5, 99, "1", "4", None, True, [1], {}, 1.5, 1.0, 4.0, 2**70])
 def test_version(data: Data, version: object) -> None:
     error = refused({**data, "format_version": version, "surprise": 1})
     assert error.codes == {Code.VERSION}  # and not what a reader of version 1 thinks of the rest

@@ -11,7 +11,18 @@ from adexport_runtime import AdapterError, Code
 from adexport_runtime.adapters import FrozenLinear, NeutralAdapter, read_adapter
 
 from .conftest import GoldenCopy
-from .support import GOLDEN_PEFT, QUERY, VALUE, Tensors, culprits, edit_config, edit_tensors, names_in
+from .spoiled_headers import WRONG_TYPES
+from .support import (
+    GOLDEN_PEFT,
+    QUERY,
+    VALUE,
+    WEIGHTS,
+    Tensors,
+    culprits,
+    edit_config,
+    edit_tensors,
+    names_in,
+)
 
 PREFIX = "base_model.model."
 Q0 = QUERY.format(0)
@@ -33,6 +44,12 @@ def layer(out: int = 16, into: int = 16, bias: bool = True) -> FrozenLinear:
 
 
 class TestTensors:
+    @pytest.mark.parametrize("name", WRONG_TYPES)
+    def test_headers_with_values_of_other_types(self, golden: GoldenCopy, name: str) -> None:
+        folder = golden("lora")
+        (folder / WEIGHTS).write_bytes(WRONG_TYPES[name])
+        assert culprits(folder) == {Code.DAMAGED: {str(folder / WEIGHTS)}}
+
     @pytest.mark.parametrize(
         ("case", "part"),
         [

@@ -19,6 +19,7 @@ from transformers import BertModel
 from adexport.build import lower_again
 from adexport.options import TOLERANCE, BuildOptions
 from adexport_runtime import AdapterError, BoundAdapter, Bundle, Code, Engine, Outputs, bind_into_bundle
+from adexport_runtime.bind import load_adapter
 from adexport_runtime.tensors import read_tensors
 from tests.conftest import EVERY_SLOT
 
@@ -231,6 +232,12 @@ EDITED: dict[str, tuple[str, Edit, dict[str, str | None], dict[Code, Set[str]]]]
         {"head": head(labels=[1, 2])},
         {Code.BAD_CONFIG: {"head.labels.0", "head.labels.1"}},
     ),
+    "a label with a NUL": (
+        "two_layers",
+        nothing,
+        {"head": head(labels=["a", "b\0c"])},
+        {Code.BAD_CONFIG: {"head.labels.1"}},
+    ),
     "two layers said to be one": (
         "two_layers",
         nothing,
@@ -302,6 +309,15 @@ def test_edited_files(stored: Path, tmp_path: Path, case: str) -> None:
     with pytest.raises(AdapterError) as caught:
         BoundAdapter.from_file(read_tensors(path), Bundle.open(stored).manifest)
     assert {code: subjects(caught.value, code) for code in caught.value.codes} == expected
+
+
+def test_a_nul_in_the_names_that_labels_are_given(stored: Path, tmp_path: Path) -> None:
+    """What ``bind`` would write, no reader would take."""
+    source = stored / "adapters" / "two_layers.safetensors"
+    with pytest.raises(AdapterError) as caught:
+        load_adapter("x", source, Bundle.open(stored), ["a", "b\0c"])
+    assert caught.value.codes == {Code.BAD_INPUT}
+    assert r"b\x00c" in str(caught.value)
 
 
 class TestRows:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from adexport_runtime import AdapterError, Code
 from adexport_runtime.tensors import read_tensors, write_tensors
 
+from .spoiled_headers import FAULTS, MANY_FAULTS, WRONG_TYPES
 from .support import entry, raw_safetensors, subjects
 
 TENSORS = {
@@ -216,6 +217,18 @@ def test_a_dtype_that_nobody_has(tmp_path: Path) -> None:
 )
 def test_headers_that_lie(tmp_path: Path, header: object) -> None:
     assert refused(tmp_path / "a.safetensors", raw_safetensors(header, b"\0" * 8)).codes == {Code.DAMAGED}
+
+
+@pytest.mark.parametrize("name", WRONG_TYPES)
+def test_headers_with_values_of_other_types(tmp_path: Path, name: str) -> None:
+    error = refused(tmp_path / "a.safetensors", WRONG_TYPES[name])
+    assert subjects(error, Code.DAMAGED) == {str(tmp_path / "a.safetensors")}
+    assert error.codes == {Code.DAMAGED}
+
+
+def test_all_faults_of_a_header_are_named_together(tmp_path: Path) -> None:
+    message = str(refused(tmp_path / "a.safetensors", MANY_FAULTS))
+    assert all(fault in message for fault in FAULTS), message
 
 
 def test_all_bad_entries_are_named_together(tmp_path: Path) -> None:

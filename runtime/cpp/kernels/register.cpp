@@ -1,5 +1,6 @@
 // What ONNX Runtime calls when it loads the library.
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -108,6 +109,11 @@ ADEXPORT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
 
 ADEXPORT_EXPORT const char* adexport_kernels_version() {
   return ADEXPORT_KERNELS_VERSION;
+}
+
+// Which slots' functions the operators stand for; runtimes take a library of their own number only.
+ADEXPORT_EXPORT std::int32_t adexport_kernels_interface() {
+  return ADEXPORT_KERNELS_INTERFACE;
 }
 
 // The set of instructions that is used: avx512, avx2 or portable; empty if the one that was asked for cannot be.

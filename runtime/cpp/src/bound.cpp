@@ -86,6 +86,11 @@ void check_contents(const TensorFile& file) {
     wrong.push_back({code::bad_config, item.first, "metadata that version " + version + " does not have",
                      joined(known), "an edited file", bind_again});
   }
+  for (const auto& [key, value] : file.metadata) {
+    if (known.count(key) == 0 || value.find('\0') == std::string::npos) continue;
+    wrong.push_back({code::bad_config, key, json::repr(json::Value{value}), "a text without NUL", "an edited file",
+                     bind_again});
+  }
   for (const auto& [name, tensor] : file.tensors) {
     if (tensor.dtype == "F32") continue;
     wrong.push_back({code::wrong_dtype, name, dtype_name(tensor.dtype), "float32", "an edited file"});

@@ -87,7 +87,7 @@ bool check_tokenizer(const json::Value& value, const std::string& where, Violati
   Fields fields(value, where, found);
   fields.take("file", text, schema::read_relative_path);
   fields.take("pad_id", number, schema::read_natural);
-  fields.take("pad_token", text, schema::read_text);
+  fields.take("pad_token", text, schema::read_any_text);
   fields.take("max_length", longest, or_null(schema::read_positive));
   fields.close();
   return true;
@@ -100,7 +100,9 @@ bool check_tools(const json::Value& value, const std::string& where, Violations&
     return false;
   }
   for (const json::Member& tool : *object) {
-    schema::read_text(tool.value, schema::member_of(where, tool.key), found);
+    const std::string place = schema::member_of(where, tool.key);
+    schema::read_text(json::Value{tool.key}, schema::member_of(place, "[key]"), found);
+    schema::read_text(tool.value, place, found);
   }
   return true;
 }

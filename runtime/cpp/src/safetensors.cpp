@@ -90,7 +90,7 @@ std::uint64_t natural(const json::Value& value, const std::string& where) {
     return static_cast<std::uint64_t>(*integer);
   }
   if (const auto* large = value.as<std::uint64_t>()) return *large;
-  throw Malformed("invalid header: " + where + " is no size: " + json::repr(value));
+  throw Malformed(where + " is no size: " + json::repr(value));
 }
 
 // The value of a key that must be there once.
@@ -98,17 +98,17 @@ const json::Value& field(const json::Object& object, std::string_view key, const
   const json::Value* found = nullptr;
   for (const json::Member& member : object) {
     if (member.key != key) continue;
-    if (found != nullptr) throw Malformed("invalid header: two " + std::string(key) + " of tensor " + tensor);
+    if (found != nullptr) throw Malformed("two " + std::string(key) + " of tensor " + tensor);
     found = &member.value;
   }
-  if (found == nullptr) throw Malformed("invalid header: no " + std::string(key) + " of tensor " + tensor);
+  if (found == nullptr) throw Malformed("no " + std::string(key) + " of tensor " + tensor);
   return *found;
 }
 
 Entry read_entry(const std::string& name, const json::Value& value) {
   const std::string shown = json::repr(name);
   const auto* object = value.as<json::Object>();
-  if (object == nullptr) throw Malformed("invalid header: tensor " + shown + " is no object");
+  if (object == nullptr) throw Malformed("tensor " + shown + " is no object");
   Entry entry;
   entry.name = &name;
   const json::Value& dtype = field(*object, "dtype", shown);
@@ -116,14 +116,13 @@ Entry read_entry(const std::string& name, const json::Value& value) {
     const auto* found = std::find_if(dtypes.begin(), dtypes.end(), [&](const Dtype& d) { return *text == d.name; });
     if (found != dtypes.end()) entry.dtype = found;
   }
-  if (entry.dtype == nullptr)
-    throw Malformed("invalid header: unknown dtype of " + shown + ": " + json::repr(dtype));
+  if (entry.dtype == nullptr) throw Malformed("unknown dtype of " + shown + ": " + json::repr(dtype));
   const auto* shape = field(*object, "shape", shown).as<json::Array>();
-  if (shape == nullptr) throw Malformed("invalid header: the shape of " + shown + " is no list");
+  if (shape == nullptr) throw Malformed("the shape of " + shown + " is no list");
   for (const json::Value& size : *shape) entry.shape.push_back(natural(size, "the shape of " + shown));
   const auto* offsets = field(*object, "data_offsets", shown).as<json::Array>();
   if (offsets == nullptr || offsets->size() != 2) {
-    throw Malformed("invalid header: the data_offsets of " + shown + " are no pair");
+    throw Malformed("the data_offsets of " + shown + " are no pair");
   }
   entry.begin = natural((*offsets)[0], "an offset of " + shown);
   entry.end = natural((*offsets)[1], "an offset of " + shown);
@@ -132,13 +131,11 @@ Entry read_entry(const std::string& name, const json::Value& value) {
 
 std::map<std::string, std::string> read_metadata(const json::Value& value) {
   std::map<std::string, std::string> metadata;
-  if (value.is_null()) return metadata;
   const auto* object = value.as<json::Object>();
-  if (object == nullptr) throw Malformed("invalid header: __metadata__ is no object");
+  if (object == nullptr) throw Malformed("__metadata__ is no object");
   for (const json::Member& member : *object) {
     const auto* text = member.value.as<std::string>();
-    if (text == nullptr)
-      throw Malformed("invalid header: " + json::repr(member.key) + " of the metadata is no text");
+    if (text == nullptr) throw Malformed(json::repr(member.key) + " of the metadata is no text");
     metadata[member.key] = *text;
   }
   return metadata;
@@ -212,15 +209,21 @@ Header read_header(const json::Value& parsed, std::size_t length, std::size_t fi
   Header header;
   header.data = length_bytes + length;
   bool described = false;
+  std::string faults;  // of all entries
   for (const json::Member& member : *object) {
-    if (member.key != "__metadata__") {
-      header.entries.push_back(read_entry(member.key, member.value));
-      continue;
+    try {
+      if (member.key != "__metadata__") {
+        header.entries.push_back(read_entry(member.key, member.value));
+        continue;
+      }
+      if (described) throw Malformed("two __metadata__");
+      described = true;
+      header.metadata = read_metadata(member.value);
+    } catch (const Malformed& fault) {
+      faults += (faults.empty() ? "" : "; ") + std::string(fault.what());
     }
-    if (described) throw Malformed("invalid header: two __metadata__");
-    described = true;
-    header.metadata = read_metadata(member.value);
   }
+  if (!faults.empty()) throw Malformed("invalid header: " + faults);
   header.entries = last_of_each(std::move(header.entries));
   check_places(header.entries, file_bytes - header.data);
   return header;

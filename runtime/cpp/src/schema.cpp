@@ -67,6 +67,11 @@ std::string member_of(const std::string& where, std::string_view key) {
 }
 
 std::string read_text(const json::Value& value, const std::string& where, Violations& found) {
+  const auto matches = [](std::string_view text) { return text.find('\0') == std::string_view::npos; };
+  return read_pattern(value, where, found, matches, R"(^[^\x00]*$)");
+}
+
+std::string read_any_text(const json::Value& value, const std::string& where, Violations& found) {
   if (const auto* text = value.as<std::string>()) return *text;
   found.add(where, value, "Input should be a valid string");
   return {};
@@ -120,14 +125,13 @@ std::string Choice::operator()(const json::Value& value, const std::string& wher
 
 std::int64_t NumberChoice::operator()(const json::Value& value, const std::string& where, Violations& found) const {
   const auto* integer = value.as<std::int64_t>();
-  const auto* real = value.as<double>();
   std::vector<std::string> shown;
   for (const std::int64_t number : numbers_) {
     if (integer != nullptr && *integer == number) return number;
-    if (real != nullptr && *real == static_cast<double>(number)) return number;
     shown.push_back(std::to_string(number));
   }
-  found.add(where, value, "Input should be " + alternatives(shown));
+  found.add(where, value,
+            integer == nullptr ? "Input should be a valid integer" : "Input should be " + alternatives(shown));
   return numbers_.front();
 }
 

@@ -32,7 +32,10 @@ class Violations {
 };
 
 // Readers of one value. They give something harmless where they find a violation.
+// A text without NUL, where those who take it through the C interface would end it.
 std::string read_text(const json::Value& value, const std::string& where, Violations& found);
+// Any text: what no C string carries.
+std::string read_any_text(const json::Value& value, const std::string& where, Violations& found);
 bool read_flag(const json::Value& value, const std::string& where, Violations& found);
 std::int64_t read_integer(const json::Value& value, const std::string& where, Violations& found);
 std::int64_t read_positive(const json::Value& value, const std::string& where, Violations& found);
@@ -54,7 +57,7 @@ class Choice {
   std::vector<std::string_view> names_;
 };
 
-// One of some numbers; a number with a fraction that is zero counts, as it does in Python.
+// One of some integers.
 class NumberChoice {
  public:
   NumberChoice(std::initializer_list<std::int64_t> numbers) : numbers_(numbers) {}

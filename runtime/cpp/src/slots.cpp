@@ -11,12 +11,14 @@ using schema::Violations;
 
 // A text or a positive number; what is neither is refused as both.
 Size read_size(const json::Value& value, const std::string& where, Violations& found) {
-  if (const auto* name = value.as<std::string>()) return *name;
-  Violations of_number;
+  Violations of_text, of_number;
+  const std::string name = schema::read_text(value, schema::member_of(where, "constrained-str"), of_text);
+  if (of_text.none()) return name;
   const std::int64_t number = schema::read_positive(value, schema::member_of(where, "constrained-int"), of_number);
   if (of_number.none()) return number;
-  found.add(schema::member_of(where, "str"), value, "Input should be a valid string");
-  found.add(of_number.found().front().where, value, of_number.found().front().expected);
+  for (const Violations* both : {&of_text, &of_number}) {
+    found.add(both->found().front().where, value, both->found().front().expected);
+  }
   return std::int64_t{0};
 }
 

@@ -189,6 +189,14 @@ TEST(Bound, MetadataThatNoVersionHas) {
   EXPECT_EQ(rows_of(tests::safetensors(pairs(), said), lora()).tensors.size(), 5U);
 }
 
+TEST(Bound, ZeroBytesInTheMetadata) {
+  for (const char* key : {"name", "source_type", "source_sha256", "base_fingerprint", "rank"}) {
+    Metadata said = metadata();
+    said[key] += std::string("\0", 1);
+    EXPECT_EQ(culprits(refused(pairs(), said, lora())), (Culprits{{code::bad_config, key}}));
+  }
+}
+
 TEST(Bound, APathForAName) {
   Metadata said = metadata();
   said["name"] = "../x";
@@ -228,7 +236,8 @@ TEST(Bound, StylesAreReadStrictly) {
   for (const char* text :
        {R"({"feature": "x", "activation": null, "labels": []})",
         R"({"feature": "first", "activation": 1, "labels": []})", R"({"feature": "first", "labels": []})",
-        R"({"feature": "first", "activation": null, "labels": [1]})"}) {
+        R"({"feature": "first", "activation": null, "labels": [1]})",
+        R"({"feature": "first", "activation": null, "labels": ["a\u0000b"]})"}) {
     said = styles();
     said["head"] = text;
     EXPECT_EQ(refused(everything(), said, every_slot()).problems().at(0).code, code::bad_config) << text;

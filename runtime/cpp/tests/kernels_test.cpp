@@ -51,5 +51,37 @@ TEST_F(Kernels, AreRefusedWhereTheyAreNoFile) {
   EXPECT_THROW(find_kernels(std::string("None")), Error);
 }
 
+Problem refusal(const std::string& path) {
+  try {
+    check_kernels(path);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), Kind::dependency);
+    EXPECT_EQ(error.problems().size(), 1U);
+    EXPECT_EQ(error.problems().front().subject, path);
+    return error.problems().front();
+  }
+  return {};
+}
+
+TEST_F(Kernels, AreOfTheInterfaceOfThisRuntime) {
+  EXPECT_NO_THROW(check_kernels(STAND_IN_GOOD));
+  const Problem other = refusal(STAND_IN_OTHER);
+  EXPECT_EQ(other.code, code::version);
+  EXPECT_EQ(other.got.rfind("interface ", 0), 0U);
+  EXPECT_EQ(other.expected.rfind("interface ", 0), 0U);
+  EXPECT_NE(other.got, other.expected);
+  EXPECT_NE(other.mend, "");
+  const Problem old = refusal(STAND_IN_OLD);
+  EXPECT_EQ(old.code, code::version);
+  EXPECT_EQ(old.got, "no interface number");
+}
+
+TEST_F(Kernels, AreNoOtherLibrary) {
+  EXPECT_EQ(refusal("libm.so.6").code, code::package_missing);  // it loads, and has no kernels
+  const Problem text = refusal(library_.string());
+  EXPECT_EQ(text.code, code::package_missing);
+  EXPECT_NE(text.got.find(library_.filename().string()), std::string::npos) << text.got;  // the loader's words
+}
+
 }  // namespace
 }  // namespace adexport::core

@@ -128,6 +128,8 @@ TEST(Manifest, Quantization) {
                {"embeddings without a block", put("/base/quantization/embeddings", true), "block_size"}});
   for (const Edit& edit : std::vector<Edit>{{"/base/quantization/method", "static", "base.quantization.method"},
                                             {"/base/quantization/bits", 2, "base.quantization.bits"},
+                                            {"/base/quantization/bits", 8.0, "base.quantization.bits"},
+                                            {"/base/quantization/bits", "8", "base.quantization.bits"},
                                             {"/base/quantization/lm_head", 1, "base.quantization.lm_head"},
                                             {"/base/quantization/zero", 1, "base.quantization.zero"}}) {
     Json wrong = data;

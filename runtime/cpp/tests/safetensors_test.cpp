@@ -193,6 +193,36 @@ TEST(Safetensors, HeadersThatLie) {
   }
 }
 
+// Every field with every other JSON type, also those that a laxer reader would convert.
+TEST(Safetensors, FieldsOfOtherTypes) {
+  const Json values[] = {
+      nullptr, true,   0,     4.0,       "F32",  "4",       Json::array(), Json::object(), {{"F32", nullptr}},
+      {"F32"}, {true}, {4.0}, {nullptr}, {0, 4}, {0.0, 4.0}};
+  const Json one = entry("F32", {1}, 0, 4);
+  const auto check = [](const Json& header) {
+    EXPECT_EQ(refused(raw_safetensors(header, "1234")), damaged) << header;
+  };
+  for (const Json& value : values) {
+    for (const char* field : {"dtype", "shape", "data_offsets"}) {
+      Json wrong = one;
+      wrong[field] = value;
+      if (wrong != one && !(field == std::string("shape") && value == Json::array())) check(Json{{"a", wrong}});
+    }
+    check(Json{{"a", value}});
+    if (value != Json::object()) check(Json{{"a", one}, {"__metadata__", value}});
+    if (!value.is_string()) check(Json{{"a", one}, {"__metadata__", {{"key", value}}}});
+  }
+}
+
+TEST(Safetensors, AllFaultsOfTheHeaderAreNamedTogether) {
+  const Json header = {{"a", entry("F99", {1}, 0, 4)}, {"b", 1}, {"__metadata__", nullptr}};
+  const auto error = error_of([&] { parse_tensors(bytes_of(raw_safetensors(header, "1234")), file_name); });
+  ASSERT_TRUE(error.has_value());
+  for (const char* said : {"dtype of 'a'", "tensor 'b' is no object", "__metadata__ is no object"}) {
+    EXPECT_NE(std::string(error->what()).find(said), std::string::npos) << error->what();
+  }
+}
+
 TEST(Safetensors, LengthsThatLie) {
   for (const std::uint64_t length :
        {std::uint64_t{9}, std::uint64_t{100'000'001}, std::uint64_t{1} << 63, UINT64_MAX, UINT64_MAX - 7}) {
@@ -205,7 +235,7 @@ TEST(Safetensors, LengthsThatLie) {
 TEST(Safetensors, HeadersMayHaveSpacesAndUnknownKeys) {
   Json one = entry("F32", {1}, 0, 4);
   one["more"] = {{"x", 1}};
-  const Json header = {{"a", one}, {"__metadata__", nullptr}};
+  const Json header = {{"a", one}};
   const TensorFile file = parse_tensors(bytes_of(raw_safetensors("  " + header.dump() + " \n", "1234")), file_name);
   EXPECT_TRUE(file.metadata.empty());
   EXPECT_EQ(file.tensors.size(), 1U);

@@ -75,6 +75,20 @@ def _labelled(adapter: BoundAdapter, labels: tuple[str, ...]) -> BoundAdapter:
                 mend="give one name for each label, in the order of the logits",
             ),
         )
+    if unfit := [label for label in labels if "\0" in label]:
+        raise AdapterError(
+            f"{adapter.name} is not bound",
+            [
+                Problem(
+                    Code.BAD_INPUT,
+                    "labels",
+                    got=repr(label)[:80],
+                    expected="a text without NUL",
+                    mend="give another name",
+                )
+                for label in unfit
+            ],
+        )
     return dataclasses.replace(adapter, head=head.model_copy(update={"labels": labels}))
 
 

@@ -20,7 +20,7 @@ from .files import DuplicateKeyError, load_json
 from .fit import fit_problems
 from .manifest import Manifest
 from .names import check_name
-from .schema import Schema
+from .schema import Schema, violations
 from .slots import BottleneckStyle, HeadStyle, SlotInput
 from .tensors import Array, TensorFile, read_tensors, write_tensors
 
@@ -207,6 +207,18 @@ class BoundAdapter:
         ]
         wrong += [
             Problem(
+                Code.BAD_CONFIG,
+                key,
+                got=repr(value)[:80],
+                expected="a text without NUL",
+                cause="an edited file",
+                mend="bind the original adapter again",
+            )
+            for key, value in file.metadata.items()
+            if key in known and "\0" in value
+        ]
+        wrong += [
+            Problem(
                 Code.WRONG_DTYPE, name, got=str(tensor.dtype), expected="float32", cause="an edited file"
             )
             for name, tensor in file.tensors.items()
@@ -257,13 +269,13 @@ def _style(file: TensorFile, key: str, kind: type[_Style]) -> _Style | None:
             [
                 Problem(
                     Code.BAD_CONFIG,
-                    ".".join([key, *(str(part) for part in item["loc"])]),
-                    got=repr(item["input"])[:80],
-                    expected=item["msg"],
+                    f"{key}.{where}" if where else key,
+                    got=got,
+                    expected=expected,
                     cause="an edited file, or bound by a newer adexport",
                     mend="bind the original adapter again",
                 )
-                for item in error.errors()
+                for where, got, expected in violations(error)
             ],
         ) from None
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
 
-from pydantic import Field
-
-from .schema import Positive, Schema
-
-TokenId = Annotated[int, Field(ge=0)]
+from .schema import Natural, Positive, Schema, Text
 
 
 class Cache(Schema):
@@ -18,10 +13,10 @@ class Cache(Schema):
     ``window`` is how many keys a query sees, its own included; None: all before it.
     """
 
-    past_key: str
-    past_value: str
-    present_key: str
-    present_value: str
+    past_key: Text
+    past_value: Text
+    present_key: Text
+    present_value: Text
     kv_heads: Positive
     size: Positive
     window: Positive | None
@@ -35,11 +30,11 @@ class Generation(Schema):
     ``eos_ids`` end a text.
     """
 
-    lengths: str
-    past_lengths: str
-    logits_at: str
+    lengths: Text
+    past_lengths: Text
+    logits_at: Text
     caches: tuple[Cache, ...]
-    eos_ids: tuple[TokenId, ...]
+    eos_ids: tuple[Natural, ...]
 
     @property
     def past(self) -> tuple[str, ...]:

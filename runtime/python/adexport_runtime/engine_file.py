@@ -15,7 +15,7 @@ from .files import DuplicateKeyError, load_json
 from .graph_io import Tensor, engine_inputs, graph_outputs
 from .manifest import File, Manifest, Sha256
 from .profiles import Profile, profile_problems
-from .schema import Positive, Schema
+from .schema import Natural, Positive, Schema, Text, violations
 
 ENGINES_FOLDER: Final = "engines"
 RECORD_FILE: Final = "engine.json"
@@ -39,11 +39,11 @@ class EngineRecord(Schema):
 
     format_version: Literal[1] = 1
     target: EngineTarget
-    tool_version: str
+    tool_version: Text
     bundle: Sha256
     fingerprint: Sha256
     plan: File
-    compute_capabilities: tuple[str, ...]
+    compute_capabilities: tuple[Text, ...]
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -51,7 +51,7 @@ class EngineRecord(Schema):
     tf32: bool
     layers: Positive
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    peak_bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    peak_bytes: Natural
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,12 @@ def read_record(folder: Path) -> EngineRecord:
         problems = [
             Problem(
                 Code.BAD_MANIFEST,
-                ".".join(str(part) for part in item["loc"]) or RECORD_FILE,
-                got=repr(item["input"])[:80] if item["loc"] else "",
-                expected=item["msg"],
+                where or RECORD_FILE,
+                got=got if where else "",
+                expected=expected,
                 mend=_MEND,
             )
-            for item in error.errors()
+            for where, got, expected in violations(error)
         ]
         raise BundleError(headline, problems) from None
     except DuplicateKeyError as error:

@@ -37,9 +37,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "onnxruntime": ort.__version__,
         "providers": list(ort.get_available_providers()),
-        "kernels": None
-        if kernels is None
-        else {key: str(value) for key, value in asdict(describe_kernels(kernels)).items()},
+        "kernels": None if kernels is None else asdict(describe_kernels(kernels)) | {"path": str(kernels)},
         "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
     }
 

@@ -99,6 +99,16 @@ def _paragraph(problems: Sequence[Problem]) -> str:
     return " ".join(sentences)
 
 
+def _without_nul(text: str) -> str:
+    """What a damaged file names can hold NUL, and C strings, as those of the C++ runtime, end there."""
+    return text.replace("\0", "\\x00")
+
+
+def _printable(problem: Problem) -> Problem:
+    _, *texts = asdict(problem).values()
+    return Problem(problem.code, *map(_without_nul, texts))
+
+
 class AdexportError(Exception):
     """Base of all errors that adexport raises on purpose.
 
@@ -106,11 +116,11 @@ class AdexportError(Exception):
     """
 
     def __init__(self, headline: str, problems: Problem | Iterable[Problem]) -> None:
-        self.headline = headline
-        self.problems: tuple[Problem, ...] = (
-            (problems,) if isinstance(problems, Problem) else tuple(problems)
+        self.headline = _without_nul(headline)
+        self.problems: tuple[Problem, ...] = tuple(
+            _printable(problem) for problem in ((problems,) if isinstance(problems, Problem) else problems)
         )
-        super().__init__(f"{headline}: {_paragraph(self.problems)}")
+        super().__init__(f"{self.headline}: {_paragraph(self.problems)}")
 
     @property
     def codes(self) -> frozenset[Code]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from .caches import Generation
 from .manifest import Dtype, Manifest
-from .schema import Positive, Schema
+from .schema import Positive, Schema, Text
 
 INPUT_IDS = "input_ids"
 #: names of sizes: the rows of a batch, of ``adapter_ids``, and of slot inputs
@@ -16,9 +16,9 @@ BATCH, IDS, ROWS = "batch", "ids", "rows"
 class Tensor(Schema):
     """A graph input or output; names in ``shape`` are ragged sizes."""
 
-    name: str
+    name: Text
     dtype: Dtype
-    shape: tuple[str | Positive, ...]
+    shape: tuple[Text | Positive, ...]
 
 
 def kind_of(symbol: str) -> str:

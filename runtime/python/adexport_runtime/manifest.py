@@ -15,7 +15,7 @@ from .caches import Generation
 from .errors import BundleError, Code, Problem
 from .files import DuplicateKeyError, load_json
 from .quantization import Quantization
-from .schema import Positive, Schema
+from .schema import Integer, Natural, Positive, Schema, Text, violations
 from .slots import (
     BankDtype,
     Bottlenecks,
@@ -70,36 +70,36 @@ RelativePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za
 class Base(Schema):
     """The frozen model behind the bundle."""
 
-    name: str
-    source: str
-    architecture: str
-    model_type: str
-    prefix: str
+    name: Text
+    source: Text
+    architecture: Text
+    model_type: Text
+    prefix: Text
     task: Task
     dtype: FloatDtype
     quantization: Quantization | None = None
     fingerprint: Sha256
     max_positions: Positive | None
-    labels: tuple[str, ...] = ()
+    labels: tuple[Text, ...] = ()
 
 
 class Input(Schema):
     """One input of the model. ``fill`` is the value used when a call leaves the input out."""
 
-    name: str
+    name: Text
     dtype: Dtype
-    shape: tuple[str | Positive, ...]
-    low: int | None = None
-    high: int | None = None
-    fill: int | None = None
+    shape: tuple[Text | Positive, ...]
+    low: Integer | None = None
+    high: Integer | None = None
+    fill: Integer | None = None
 
 
 class Output(Schema):
     """One output of the model."""
 
-    name: str
+    name: Text
     dtype: Dtype
-    shape: tuple[str | Positive, ...]
+    shape: tuple[Text | Positive, ...]
 
 
 class Limits(Schema):
@@ -116,10 +116,10 @@ class FrozenWeight(Schema):
     ``checkpoint_transposed`` that the base's own checkpoint has it so (GPT-2's Conv1D).
     """
 
-    name: str
+    name: Text
     path: RelativePath
-    offset: Annotated[int, Field(ge=0)]
-    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    offset: Natural
+    shape: tuple[Natural, ...]
     transposed: bool
     checkpoint_transposed: bool
 
@@ -128,7 +128,7 @@ class Tokenizer(Schema):
     """How to make inputs from text with the bundle's ``tokenizer.json``."""
 
     file: RelativePath
-    pad_id: Annotated[int, Field(ge=0)]
+    pad_id: Natural
     pad_token: str
     max_length: Positive | None
 
@@ -137,7 +137,7 @@ class File(Schema):
     """A file of the bundle, with what it must hold."""
 
     path: RelativePath
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Natural
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -150,7 +150,7 @@ class Manifest(Schema):
     slots: tuple[SlotKind, ...]
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
-    adapter_ids: str | None
+    adapter_ids: Text | None
     sites: tuple[Site, ...]
     bottlenecks: Bottlenecks | None = None
     head: Head | None = None
@@ -158,11 +158,11 @@ class Manifest(Schema):
     slot_rows: SlotRows = "bank"
     generation: Generation | None = None
     limits: Limits
-    modules: tuple[str, ...]
+    modules: tuple[Text, ...]
     weights: tuple[FrozenWeight, ...] = ()
     tokenizer: Tokenizer | None
     files: tuple[File, ...]
-    tools: dict[str, str]
+    tools: dict[Text, Text]
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -282,7 +282,7 @@ def parse_manifest(text: str | bytes, where: str = "manifest.json") -> Manifest:
             Problem(Code.BAD_MANIFEST, where, got=f"no JSON ({error})", mend="build the bundle again"),
         ) from None
     version = data.get("format_version") if isinstance(data, dict) else None
-    if version not in READABLE_VERSIONS or isinstance(version, bool):
+    if type(version) is not int or version not in READABLE_VERSIONS:
         raise BundleError(
             headline,
             Problem(
@@ -300,11 +300,11 @@ def parse_manifest(text: str | bytes, where: str = "manifest.json") -> Manifest:
         problems = [
             Problem(
                 Code.BAD_MANIFEST,
-                ".".join(str(part) for part in item["loc"]) or "manifest",
-                got=repr(item["input"])[:80] if item["loc"] else "",
-                expected=item["msg"],
+                where or "manifest",
+                got=got if where else "",
+                expected=expected,
                 mend="build the bundle again",
             )
-            for item in error.errors()
+            for where, got, expected in violations(error)
         ]
         raise BundleError(headline, problems) from None

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from .errors import Code, Problem, RequestError
 from .graph_io import BATCH, IDS, Tensor, engine_inputs, kind_of
 from .manifest import Manifest
-from .schema import Schema
+from .schema import Schema, Text
 
 _SEPARATOR = ","
 #: the largest size that TensorRT takes
@@ -66,7 +66,7 @@ class Range(Schema):
 class Profile(Schema):
     """A range for every kind of size."""
 
-    sizes: Annotated[dict[str, Range], Field(min_length=1)]
+    sizes: Annotated[dict[Text, Range], Field(min_length=1)]
 
     def __str__(self) -> str:
         return _SEPARATOR.join(f"{kind}={size}" for kind, size in self.sizes.items())

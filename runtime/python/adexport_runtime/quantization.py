@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from .schema import Positive, Schema
+from .schema import Positive, Schema, Whole
 
 Method = Literal["weight-only", "dynamic"]
 
@@ -19,7 +19,7 @@ class Quantization(Schema):
     """
 
     method: Method
-    bits: Literal[4, 8]
+    bits: Annotated[Literal[4, 8], Whole]
     block_size: Positive | None
     accuracy_level: Positive | None
     embeddings: bool

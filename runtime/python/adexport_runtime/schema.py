@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticKnownError
 
-Positive = Annotated[int, Field(gt=0)]
+#: a text without NUL, where readers in C would end it
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+
+
+def _no_float(value: object) -> object:
+    if type(value) is not int:
+        raise PydanticKnownError("int_type")
+    return value
+
+
+#: goes with a Literal of integers, which even in strict mode takes 8.0 for 8
+Whole = BeforeValidator(_no_float)
 
 
 class Schema(BaseModel):
@@ -21,3 +36,9 @@ class Schema(BaseModel):
         for name in copied.__dict__.keys() - type(self).model_fields.keys():
             del copied.__dict__[name]
         return copied
+
+
+def violations(error: ValidationError) -> Iterator[tuple[str, str, str]]:
+    """Everything that is wrong: where (empty: the whole), what stands there, what is expected."""
+    for item in error.errors():
+        yield ".".join(str(part) for part in item["loc"]), repr(item["input"])[:80], item["msg"]

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal, get_args
 
-from .schema import Positive, Schema
+from .schema import Integer, Positive, Schema, Text
 
 SlotKind = Literal["lora", "bias", "scale", "bottleneck", "head"]
 Activation = Literal["relu", "gelu", "gelu_new", "silu", "tanh", "linear"]
@@ -40,8 +40,8 @@ class SlotInput(Schema):
     ``fp16`` and ``bf16`` stand under a float32 base.
     """
 
-    name: str
-    shape: tuple[str | Positive, ...]
+    name: Text
+    shape: tuple[Text | Positive, ...]
     identity: Literal["zeros", "ones"] = "zeros"
     dtype: Literal["float", "int64", "fp16", "bf16"] = "float"
 
@@ -123,9 +123,9 @@ class Guards(_Slot):
 class Site(Schema):
     """A linear layer where an adapter acts; ``weight`` and ``bias`` name the frozen ones it wraps."""
 
-    path: str
-    weight: str
-    bias: str | None = None
+    path: Text
+    weight: Text
+    bias: Text | None = None
     in_features: Positive
     out_features: Positive
     linear: LinearSlot
@@ -238,8 +238,8 @@ class BottleneckSite(Schema):
     the feed-forward part. ``normed``: a LayerNorm of the block follows the addition.
     """
 
-    path: str
-    layer: int
+    path: Text
+    layer: Integer
     location: Location
     features: Positive
     normed: bool
@@ -292,7 +292,7 @@ class HeadStyle(Schema):
 
     feature: Feature
     activation: Activation | None
-    labels: tuple[str, ...]
+    labels: tuple[Text, ...]
 
     @property
     def factors(self) -> frozenset[str]:
@@ -339,8 +339,8 @@ class OwnHead(Schema):
     """
 
     feature: Feature
-    out: str
-    dense: str | None = None
+    out: Text
+    dense: Text | None = None
     activation: Activation | None = None
     biased: bool = True
 

@@ -95,6 +95,50 @@ def _not_safetensors(path: Path, content: bytes, error: Exception) -> Problem:
     )
 
 
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with all its pairs, the repeated ones too."""
+
+
+def _header_faults(content: bytes) -> list[str]:
+    """Values of a type that a header cannot have: the parser takes some, and tells one at a time.
+
+    Empty for what is no JSON object: the parser tells that.
+    """
+    try:
+        (length,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + length], object_pairs_hook=_Pairs)
+    except (struct.error, ValueError, RecursionError):
+        return []
+    faults = []
+    for name, value in header if isinstance(header, _Pairs) else ():
+        faults += _metadata_faults(value) if name == "__metadata__" else _entry_faults(name, value)
+    return faults
+
+
+def _metadata_faults(value: object) -> list[str]:
+    if not isinstance(value, _Pairs):
+        return ["__metadata__ is no object"]
+    return [f"{key!r} of the metadata is no text" for key, text in value if not isinstance(text, str)]
+
+
+def _entry_faults(name: str, value: object) -> list[str]:
+    if not isinstance(value, _Pairs):
+        return [f"tensor {name!r} is no object"]
+    fields = dict(value)
+    offsets: Any = fields.get("data_offsets")
+    faults = [] if isinstance(fields.get("dtype"), str) else [f"the dtype of {name!r} is no text"]
+    if not _are_sizes(fields.get("shape")):
+        faults.append(f"the shape of {name!r} is no list of sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        faults.append(f"the data_offsets of {name!r} are no pair of sizes")
+    return faults
+
+
+def _are_sizes(value: Any) -> bool:
+    listed = isinstance(value, list) and not isinstance(value, _Pairs)
+    return listed and all(type(size) is int and size >= 0 for size in value)
+
+
 def _read_header(path: Path, content: bytes) -> dict[str, Any]:
     """The JSON header, with repeated keys refused; the parser has already checked its bounds."""
     (length,) = struct.unpack("<Q", content[:8])
@@ -172,6 +216,8 @@ def read_tensors(path: Path, *, empty: bool = False, slashes: bool = False) -> T
     except OSError as error:
         raise _refuse(path, Problem(Code.ABSENT, str(path), got=error.strerror or "no file")) from error
     try:
+        if faults := _header_faults(content):
+            raise ValueError(f"invalid header: {'; '.join(faults)}")
         entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise _refuse(path, _not_safetensors(path, content, error)) from error

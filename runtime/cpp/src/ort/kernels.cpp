@@ -2,9 +2,12 @@
 
 #include <dlfcn.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <system_error>
+#include <utility>
 
 #include "errors.hpp"
 
@@ -19,6 +22,10 @@ constexpr const char* without = "none";  // as the Python runtime has it, which 
 bool is_file(const std::filesystem::path& path) {
   std::error_code unreadable;
   return std::filesystem::is_regular_file(path, unreadable);
+}
+
+[[noreturn]] void refuse(Problem problem) {
+  throw Error(Kind::dependency, "the kernel library is not to be had", std::move(problem));
 }
 
 // Beside the library that this code is in.
@@ -43,12 +50,28 @@ std::string find_kernels(const std::optional<std::string>& named) {
   }
   if (wanted->empty() || *wanted == without) return {};
   if (!is_file(*wanted)) {
-    throw Error(Kind::dependency, "the operators for ONNX Runtime are not to be had",
-                Problem{code::package_missing, *wanted, "no such file", kernels_file,
-                        std::string("kernels, or $") + kernels_variable + ", names it",
-                        "name the file, or none (kernels: \"\")"});
+    refuse({code::package_missing, *wanted, "no such file", kernels_file,
+            std::string("kernels, or $") + kernels_variable + ", names it",
+            "name the file, or none (kernels: \"\")"});
   }
   return std::filesystem::absolute(*wanted).string();
+}
+
+void check_kernels(const std::string& path) {
+  constexpr const char* mend = "build and install it again (make native), or go without (none)";
+  const auto close = [](void* handle) { dlclose(handle); };
+  const std::unique_ptr<void, decltype(close)> library(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL), close);
+  const auto function = [&](const char* name) { return library ? dlsym(library.get(), name) : nullptr; };
+  if (function("adexport_kernels_version") == nullptr) {
+    const char* reason = dlerror();
+    refuse({code::package_missing, path, reason != nullptr ? reason : "no functions of it", kernels_file,
+            "built for another machine, or no kernel library", mend});
+  }
+  void* asked = function("adexport_kernels_interface");
+  const auto found = asked == nullptr ? 0 : reinterpret_cast<std::int32_t (*)()>(asked)();
+  if (found == ADEXPORT_KERNELS_INTERFACE) return;
+  refuse({code::version, path, asked == nullptr ? "no interface number" : "interface " + std::to_string(found),
+          "interface " + std::to_string(ADEXPORT_KERNELS_INTERFACE), "built by another version of adexport", mend});
 }
 
 }  // namespace adexport::core

@@ -11,4 +11,8 @@ namespace adexport::core {
 // one is not there.
 std::string find_kernels(const std::optional<std::string>& named);
 
+// See that a library is of kernels, and of those that stand for the functions of today's graphs: ONNX Runtime would
+// take any operators. Throws Kind::dependency.
+void check_kernels(const std::string& path);
+
 }  // namespace adexport::core

@@ -2,6 +2,7 @@
 
 #include "errors.hpp"
 #include "ort/graph.hpp"
+#include "ort/kernels.hpp"
 #include "ort/saturation.hpp"
 
 namespace adexport::core {
@@ -12,10 +13,11 @@ namespace {
 constexpr const char* slow_on_cpu = "SkipLayerNormFusion;BiasGeluFusion";
 
 void register_kernels(const OrtLibrary& ort, OrtSessionOptions* options, const std::string& path) {
+  check_kernels(path);
   try {
     ort.check(ort->RegisterCustomOpsLibrary_V2(options, path.c_str()));
   } catch (const OrtFailure& failure) {
-    throw Error(Kind::dependency, "the operators for ONNX Runtime do not load",
+    throw Error(Kind::dependency, "the kernel library is not to be had",
                 Problem{code::package_missing, path, "ONNX Runtime " + ort.version() + ": " + failure.what(),
                         "libadexport_kernels", "another library, or one that was built for another system",
                         "install it again, or go without (none)"});

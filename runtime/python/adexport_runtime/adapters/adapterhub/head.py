@@ -195,6 +195,11 @@ def _contradictions(settings: HeadSettings, family: Family | None) -> list[Probl
                 expected=f"0 to {settings.num_labels - 1}, each once",
             )
         )
+    problems += [
+        Problem(Code.BAD_CONFIG, "label2id", got=repr(label)[:80], expected="a text without NUL")
+        for label in settings.label2id or {}
+        if "\0" in label
+    ]
     return problems
 
 

@@ -1,224 +1,27 @@
-"""What one runtime refuses, the other refuses: the same class of error, the same codes and culprits."""
+"""What one runtime refuses of adapters and requests, the other refuses: kind, codes and culprits."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adexport_runtime import AdexportError, BoundAdapter, Bundle, Engine, bind_into_bundle
-from adexport_runtime.bundle import MANIFEST_FILE
-from adexport_runtime.tensors import read_tensors
+from adexport_runtime import Bundle, Engine, bind_into_bundle
 from tests.conftest import GOLDEN, MakeLora
-from tests.runtime.spoiled_manifests import (
-    BAD_QUANTIZATIONS,
-    INCONSISTENT,
-    INCONSISTENT_BANKS,
-    INCONSISTENT_GENERATION,
-    INCONSISTENT_SLOTS,
-    JSON,
-    ONE_WRONG,
-    QUANTIZATION,
-    Data,
-    make_generating,
-    narrow,
-)
-from tests.runtime.support import QUERY, VALUE, Tensors, edit_tensors
+from tests.runtime.spoiled_headers import FAULTS, MANY_FAULTS, WRONG_TYPES
+from tests.runtime.support import QUERY, VALUE, Tensors, edit_tensors, entry, raw_safetensors
 
 from .capi import NativeError, needs_native
 from .native import NativeEngine
+from .refusals import Found, found, open_once, read_bound, same
 
 pytestmark = needs_native
-
-Found = tuple[str, Mapping[str, set[str]]]
-
-
-def found(call: Callable[[], object]) -> Found | None:
-    """The class and the culprits by code of what a call raises; None if it raises nothing."""
-    try:
-        call()
-    except AdexportError as error:
-        kind, problems = type(error).__name__, [(str(p.code), p.subject) for p in error.problems]
-    except NativeError as error:
-        kind, problems = error.kind, [(p.code, p.subject) for p in error.problems]
-    else:
-        return None
-    return kind, {code: {subject for other, subject in problems if other == code} for code, _ in problems}
-
-
-def same(python: Callable[[], object], native: Callable[[], object]) -> Found | None:
-    """What both raise, if it is the same."""
-    ours, theirs = found(python), found(native)
-    assert theirs == ours
-    return ours
-
-
-def open_native(bundle: Path) -> None:
-    NativeEngine(bundle).close()
-
-
-def open_both(bundle: Path) -> Found | None:
-    return same(lambda: Bundle.open(bundle), lambda: open_native(bundle))
-
-
-def read_bound(path: Path, bundle: Bundle) -> BoundAdapter:
-    """What C++ reads; ``bind`` of Python takes files without its mark for another library's."""
-    return BoundAdapter.from_file(read_tensors(path), bundle.manifest)
-
-
-def _is_json(value: Any) -> bool:
-    """Python also takes infinities, numbers beyond 64 bits, and halves of surrogate pairs; C++ does not."""
-    if isinstance(value, dict):
-        return all(_is_json(part) for pair in value.items() for part in pair)
-    if isinstance(value, list):
-        return all(_is_json(part) for part in value)
-    if isinstance(value, str):
-        return not any("\ud800" <= letter <= "\udfff" for letter in value)
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    return not isinstance(value, float) or np.isfinite(value)
-
-
-class TestManifests:
-    """A folder with nothing but a manifest: the C++ runtime sees the manifest first, as Python does."""
-
-    @pytest.fixture
-    def refuse(self, tmp_path: Path) -> Callable[[Any], Found]:
-        def check(content: Any) -> Found:
-            text = content if isinstance(content, str | bytes) else json.dumps(content)
-            data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-            (tmp_path / MANIFEST_FILE).write_bytes(data)
-            error = open_both(tmp_path)
-            assert error is not None
-            assert error[0] == "BundleError"
-            return error
-
-        return check
-
-    @pytest.fixture
-    def data(self, tiny_bundle: Path) -> Data:
-        return json.loads((tiny_bundle / MANIFEST_FILE).read_text())
-
-    @pytest.mark.parametrize("name", ONE_WRONG)
-    def test_one_thing_wrong(self, refuse: Callable[[Any], Found], data: Data, name: str) -> None:
-        ONE_WRONG[name][0](data)
-        assert set(refuse(data)[1]) == {"bad-manifest"}
-
-    @pytest.mark.parametrize("name", INCONSISTENT)
-    def test_inconsistent(self, refuse: Callable[[Any], Found], data: Data, name: str) -> None:
-        INCONSISTENT[name][0](data)
-        assert set(refuse(data)[1]) == {"bad-manifest"}
-
-    @pytest.mark.parametrize("name", INCONSISTENT_SLOTS)
-    def test_inconsistent_slots(self, refuse: Callable[[Any], Found], every_slot: Path, name: str) -> None:
-        data = json.loads((every_slot / MANIFEST_FILE).read_text())
-        INCONSISTENT_SLOTS[name][0](data)
-        assert set(refuse(data)[1]) == {"bad-manifest"}
-
-    @pytest.mark.parametrize("name", INCONSISTENT_GENERATION)
-    def test_inconsistent_generation(self, refuse: Callable[[Any], Found], data: Data, name: str) -> None:
-        make_generating(data)
-        INCONSISTENT_GENERATION[name][0](data)
-        assert set(refuse(data)[1]) == {"bad-manifest"}
-
-    @pytest.mark.parametrize("name", INCONSISTENT_BANKS)
-    def test_inconsistent_banks(self, refuse: Callable[[Any], Found], data: Data, name: str) -> None:
-        narrow(data)
-        INCONSISTENT_BANKS[name][0](data)
-        assert set(refuse(data)[1]) == {"bad-manifest"}
-
-    @pytest.mark.parametrize("change", [change for change, _ in BAD_QUANTIZATIONS], ids=str)
-    def test_quantization(self, refuse: Callable[[Any], Found], data: Data, change: Data) -> None:
-        data["base"]["quantization"] = {**QUANTIZATION, **change}
-        assert set(refuse(data)[1]) == {"bad-manifest"}
-
-    @pytest.mark.parametrize("version", [0, 5, 99, "1", None, True, [1], {}, 1.5])
-    def test_version(self, refuse: Callable[[Any], Found], data: Data, version: object) -> None:
-        assert set(refuse({**data, "format_version": version, "surprise": 1})[1]) == {"version"}
-
-    @pytest.mark.parametrize("content", ["[]", "1", "null", '"text"'])
-    def test_no_object(self, refuse: Callable[[Any], Found], content: str) -> None:
-        refuse(content)
-
-    @pytest.mark.parametrize(
-        "content",
-        ["", " ", "{", "{'a': 1}", "{}{}", b"\xff\xfe", b"\x80\x04", b"PK\x03\x04", "[" * 100_000],
-        ids=range(9),
-    )
-    def test_no_json(self, refuse: Callable[[Any], Found], content: str | bytes) -> None:
-        assert set(refuse(content)[1]) == {"bad-manifest"}
-
-    def test_duplicate_keys(self, refuse: Callable[[Any], Found], data: Data) -> None:
-        text = json.dumps(data).replace('"max_rank": 16', '"max_rank": 16, "max_rank": 16')
-        assert refuse(text)[1] == {"duplicate-key": {"key max_rank"}}
-
-    def test_no_folder(self, tmp_path: Path) -> None:
-        assert open_both(tmp_path / "absent") is not None
-        (tmp_path / "file").touch()
-        assert open_both(tmp_path / "file") is not None
-
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(source=st.data())
-    def test_any_value_at_any_place(
-        self, tiny_bundle: Path, every_slot: Path, tmp_path: Path, source: st.DataObject
-    ) -> None:
-        given = source.draw(st.sampled_from([tiny_bundle, every_slot]))
-        data: Any = json.loads((given / MANIFEST_FILE).read_text())
-        inner, parent, key = data, None, None
-        while isinstance(inner, dict | list) and inner:
-            if parent is not None and source.draw(st.integers(0, 5)) == 0:
-                break
-            keys = sorted(inner) if isinstance(inner, dict) else range(len(inner))
-            parent, key = inner, source.draw(st.sampled_from(keys))
-            inner = parent[key]
-        if source.draw(st.booleans()):
-            parent[key] = source.draw(JSON)
-        else:
-            del parent[key]
-        assume(_is_json(data))
-        (tmp_path / MANIFEST_FILE).write_text(json.dumps(data))
-        ours, theirs = found(lambda: Bundle.open(tmp_path)), found(lambda: open_native(tmp_path))
-        assert ours is not None  # there are no files
-        assert theirs is not None
-        assert (theirs[0], set(theirs[1])) == (ours[0], set(ours[1]))
-
-
-class TestFiles:
-    @pytest.mark.parametrize("edit", ["gone", "short", "long", "folder"])
-    def test_a_file_of_the_bundle(self, bundle_copy: Path, edit: str) -> None:
-        path = bundle_copy / "model.onnx"
-        content = path.read_bytes()
-        path.unlink()
-        if edit == "folder":
-            path.mkdir()
-        elif edit != "gone":
-            path.write_bytes(content[:-1] if edit == "short" else content + b"\0")
-        assert open_both(bundle_copy) == ("BundleError", {"damaged": {"model.onnx"}})
-
-    def test_a_graph_of_other_bytes(self, bundle_copy: Path) -> None:
-        path = bundle_copy / "model.onnx"
-        path.write_bytes(b"\xff" * path.stat().st_size)
-        same(lambda: Engine.open(bundle_copy).close(), lambda: open_native(bundle_copy))
-
-    @pytest.mark.parametrize(
-        "content", [b"", b"PK\x03\x04", b"\x80\x04", b"version https://git-lfs", b"{}"]
-    )
-    def test_an_adapter_in_the_folder(self, bundle_copy: Path, content: bytes) -> None:
-        """It is refused when a run first asks for it; others serve."""
-        (bundle_copy / "adapters").mkdir()
-        (bundle_copy / "adapters" / "acme.safetensors").write_bytes(content)
-        ids = {"input_ids": np.array([[1, 2, 3]])}
-        with Engine.open(bundle_copy) as python, NativeEngine(bundle_copy) as native:
-            assert native.adapters() == python.adapters() == ["acme"]
-            assert same(lambda: python.run(ids, "acme"), lambda: native.run(ids, "acme")) is not None
-            native.run(ids)
 
 
 def _spoil(name: str) -> Callable[[Tensors], None]:
@@ -289,6 +92,14 @@ _METADATA: tuple[dict[str, str | None], ...] = (
     {"bottleneck": '{"form": {"input": "x"}, "activation": "elu", "more": 1}'},
     {"head": '{"feature": "first", "activation": null, "labels": ["a", "b"]}'},
     {"head": '{"feature": "last", "activation": 3, "labels": "ab"}'},
+    {"head": '{"feature": "first", "activation": null, "labels": ["a", "b\\u0000c"]}'},
+    {"bottleneck": '{"form": {"close": 1, "norm_before": "true"}, "activation": "relu"}'},
+    {"name": "acme\0x"},
+    {"source_type": "peft:LORA\0"},
+    {"source_sha256": "\0", "rank": "3\0"},
+    {"format_version": "2\0"},
+    {"format_version": "2.0"},
+    {"surprise\0": "1"},
 )
 
 
@@ -332,6 +143,30 @@ class TestAdapters:
     ) -> None:
         refuse(edit_tensors(bound, lambda _: None, metadata))
 
+    @pytest.mark.parametrize("name", WRONG_TYPES)
+    def test_headers_with_values_of_other_types(self, tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(WRONG_TYPES[name])
+        python, native = open_once(tiny_bundle)
+        error = same(lambda: read_bound(path, python.bundle), lambda: native.bind("x", path))
+        assert error == ("AdapterError", {"damaged": {str(path)}})
+
+    def test_all_faults_of_a_header_are_named_together(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(MANY_FAULTS)
+        _, native = open_once(tiny_bundle)
+        with pytest.raises(NativeError) as caught:
+            native.bind("x", path)
+        assert all(fault in str(caught.value) for fault in FAULTS), str(caught.value)
+
+    @pytest.mark.parametrize("name", ["a\0b", "\0"])
+    def test_a_nul_in_the_name_of_a_tensor(self, tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(raw_safetensors({name: entry("F32", [1], 0, 4)}, b"\0" * 4))
+        python, native = open_once(tiny_bundle)
+        error = same(lambda: read_bound(path, python.bundle), lambda: native.bind("x", path))
+        assert error == ("AdapterError", {"bad-name": {f"tensor {name!r}"}})
+
     @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 100, -1])
     def test_truncated(self, refuse: Callable[[Path], Found], bound: Path, cut: int) -> None:
         bound.write_bytes(bound.read_bytes()[:cut])
@@ -367,20 +202,11 @@ class TestAdapters:
             content[int(place * (end - 1))] = value
         path = bound.with_name("mutated.safetensors")
         path.write_bytes(content)
-        python, native = _open_once(tiny_bundle)
+        python, native = open_once(tiny_bundle)
         ours, theirs = found(lambda: read_bound(path, python.bundle)), found(lambda: native.bind("x", path))
         assert (ours is None) == (theirs is None), (ours, theirs)
         if ours is not None and theirs is not None:
             assert (theirs[0], set(theirs[1])) == (ours[0], set(ours[1]))
-
-
-_OPEN: dict[Path, tuple[Engine, NativeEngine]] = {}
-
-
-def _open_once(bundle: Path) -> tuple[Engine, NativeEngine]:
-    if bundle not in _OPEN:
-        _OPEN[bundle] = Engine.open(bundle, threads=1), NativeEngine(bundle)
-    return _OPEN[bundle]
 
 
 #: inputs of the tiny BERT: 97 tokens, 40 positions
@@ -411,7 +237,7 @@ _REQUESTS: dict[str, tuple[dict[str, Any], Any]] = {
 @pytest.mark.parametrize("name", _REQUESTS)
 def test_requests(tiny_bundle: Path, name: str) -> None:
     inputs, adapters = _REQUESTS[name]
-    python, native = _open_once(tiny_bundle)
+    python, native = open_once(tiny_bundle)
     error = same(lambda: python.run(inputs, adapters), lambda: native.run(inputs, adapters))
     assert error is not None
 
@@ -436,7 +262,7 @@ def test_a_bank_that_is_full(tiny_bundle: Path, tmp_path: Path, make_lora: MakeL
 
 
 def test_unbinding_what_is_not_bound(tiny_bundle: Path) -> None:
-    python, native = _open_once(tiny_bundle)
+    python, native = open_once(tiny_bundle)
     assert same(lambda: python.unbind("who"), lambda: native.unbind("who")) is not None
 
 
@@ -466,5 +292,5 @@ def test_adapters_of_other_slots(tiny_bundle: Path, every_slot: Path, tmp_path: 
     bundle = Bundle.open(tmp_path / "every")
     bind_into_bundle(bundle, GOLDEN / "adapterhub" / case, "x")
     path = bundle.adapter_path("x")
-    python, native = _open_once(tiny_bundle)
+    python, native = open_once(tiny_bundle)
     assert same(lambda: python.bind("x", path), lambda: native.bind("x", path)) is not None
