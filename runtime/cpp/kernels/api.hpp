@@ -4,6 +4,7 @@
 #include <onnxruntime_c_api.h>
 
 #include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -15,7 +16,7 @@ namespace adexport::kernels {
 class Failure : public std::runtime_error {
  public:
   Failure(OrtErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
-  OrtErrorCode code() const { return code_; }
+  [[nodiscard]] OrtErrorCode code() const { return code_; }
 
  private:
   OrtErrorCode code_;
@@ -23,9 +24,8 @@ class Failure : public std::runtime_error {
 
 inline void check(const OrtApi& api, OrtStatus* status) {
   if (status == nullptr) return;
-  const Failure failure(api.GetErrorCode(status), api.GetErrorMessage(status));
-  api.ReleaseStatus(status);
-  throw failure;
+  const std::unique_ptr<OrtStatus, void (*)(OrtStatus*)> owned(status, api.ReleaseStatus);
+  throw Failure(api.GetErrorCode(status), api.GetErrorMessage(status));
 }
 
 // Run what may throw, and give its failure back as a status: no exception may leave this library.

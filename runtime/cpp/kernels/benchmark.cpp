@@ -188,7 +188,7 @@ void time_case(const Case& given, const Table& table, double peak, double memory
   const auto matrix = static_cast<double>((given.in + given.out) * given.rank);
   const double flops = 2 * static_cast<double>(tokens) * matrix;
   const double banks = static_cast<double>(ids.size()) * matrix * static_cast<double>(bank);
-  const double flows = static_cast<double>(tokens * (given.in + 2 * given.out) * flow);
+  const auto flows = static_cast<double>(tokens * (given.in + 2 * given.out) * flow);
   const double bound = std::max(flops / peak / 1e9, banks / memory / 1e9);
   std::printf("%-44s %9.2f us %8.1f GFLOP/s %7.1f GB/s banks %7.1f GB/s all %5.0f %% of %s\n", given.name,
               seconds * 1e6, flops / seconds / 1e9, banks / seconds / 1e9, (banks + flows) / seconds / 1e9,
@@ -202,7 +202,7 @@ int main(int count, char** arguments) {
   std::string refusal;
   const Table* table = chosen_table(refusal);
   if (table == nullptr) {
-    std::fprintf(stderr, "%s\n", refusal.c_str());
+    (void)std::fprintf(stderr, "%s\n", refusal.c_str());
     return 2;
   }
   const double peak = std::max(1.0, peak_gflops(*table));

@@ -91,9 +91,11 @@ std::size_t Rows::operator[](std::size_t row) const {
 
 Rows LowRankCall::checked() const {
   Shapes shapes(where);
-  const bool known =
-      shapes.axes("y", y, 3) & shapes.axes("x", x, 3) & shapes.axes(down_bias.there ? "down" : "A", down, 3);
-  if (!known) shapes.done();
+  // each in its turn, so that all that do not fit are named in this order
+  const bool known_y = shapes.axes("y", y, 3);
+  const bool known_x = shapes.axes("x", x, 3);
+  const bool known_down = shapes.axes(down_bias.there ? "down" : "A", down, 3);
+  if (!known_y || !known_x || !known_down) shapes.done();
   const Axis batch{y.at(0), "batch"};
   const Axis tokens{y.at(1), "tokens"};
   const Axis in{x.at(2), "in"};
@@ -160,8 +162,9 @@ Rows ElementwiseCall::checked() const {
   const char* name = scales ? "x" : "y";
   const char* other = scales ? "scale" : "bias";
   Shapes shapes(where);
-  const bool known = shapes.axes(name, x, 3) & shapes.axes(other, vector, 2);
-  if (known) shapes.sizes(other, vector, {{vector.at(0), "rows"}, {x.at(2), "features"}});
+  const bool known_x = shapes.axes(name, x, 3);
+  const bool known_vector = shapes.axes(other, vector, 2);
+  if (known_x && known_vector) shapes.sizes(other, vector, {{vector.at(0), "rows"}, {x.at(2), "features"}});
   shapes.done();
   return Rows(where, ids, x.at(0), vector.at(0));
 }

@@ -25,7 +25,7 @@ struct View {
   std::size_t axes = 0;
   bool there = false;
 
-  std::size_t at(std::size_t axis) const { return static_cast<std::size_t>(shape[axis]); }
+  [[nodiscard]] std::size_t at(std::size_t axis) const { return static_cast<std::size_t>(shape[axis]); }
 };
 
 // Runs task(data, 0 … total - 1), in about `batches` portions side by side.
@@ -46,8 +46,8 @@ class Rows {
 
   // The row of the banks for row `row` of the batch.
   std::size_t operator[](std::size_t row) const;
-  bool skipped(std::size_t row) const { return ids_ != nullptr && operator[](row) == 0; }
-  std::size_t batch() const { return batch_; }
+  [[nodiscard]] bool skipped(std::size_t row) const { return ids_ != nullptr && operator[](row) == 0; }
+  [[nodiscard]] std::size_t batch() const { return batch_; }
 
  private:
   const std::int64_t* ids_ = nullptr;
@@ -63,7 +63,7 @@ struct LowRankCall {
   bool used = true;
 
   // Refuses what does not fit, before anything is written.
-  Rows checked() const;
+  [[nodiscard]] Rows checked() const;
   void run(const Rows& rows, void* out, const Table& table, const Pool& pool) const;
 };
 
@@ -73,7 +73,7 @@ struct ElementwiseCall {
   View x, vector, ids;
   bool scales;
 
-  Rows checked() const;
+  [[nodiscard]] Rows checked() const;
   void run(const Rows& rows, void* out, const Table& table, const Pool& pool) const;
 };
 

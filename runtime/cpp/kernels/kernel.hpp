@@ -12,9 +12,9 @@ class Kernel {
   void compute(OrtKernelContext& context) const;
 
  private:
-  View input(const OrtKernelContext& context, std::string_view name) const;
+  [[nodiscard]] View input(const OrtKernelContext& context, std::string_view name) const;
   void read_shape(const OrtValue& value, View& view) const;
-  bool flag(const OrtKernelContext& context) const;
+  [[nodiscard]] bool flag(const OrtKernelContext& context) const;
   void* output(OrtKernelContext& context, const View& like) const;
   void low_rank(OrtKernelContext& context) const;
   void elementwise(OrtKernelContext& context) const;

@@ -23,7 +23,7 @@ class Pieces {
   Pieces(const Pieces&) = delete;
   Pieces& operator=(const Pieces&) = delete;
 
-  std::size_t size() const { return size_; }
+  [[nodiscard]] std::size_t size() const { return size_; }
   const Piece& operator[](std::size_t index) const {
     return index < few_.size() ? few_[index] : more_[index - few_.size()];
   }

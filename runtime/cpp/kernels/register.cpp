@@ -1,11 +1,12 @@
 // What ONNX Runtime calls when it loads the library.
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
-#include <cstdio>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "api.hpp"
@@ -38,7 +39,11 @@ bool has_gaps(const Signature& signature) {
 bool at_least(const std::string& version, int wanted) {
   int major = 0;
   int minor = 0;
-  return std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= wanted);
+  const char* const end = version.data() + version.size();
+  const auto first = std::from_chars(version.data(), end, major);
+  if (first.ec != std::errc() || first.ptr == end || *first.ptr != '.') return false;
+  if (std::from_chars(first.ptr + 1, end, minor).ec != std::errc()) return false;
+  return major > 1 || minor >= wanted;
 }
 
 using Operators = std::vector<std::unique_ptr<Operator>>;

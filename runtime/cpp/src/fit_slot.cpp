@@ -69,7 +69,7 @@ std::optional<Problem> value_problem(const SlotInput& slot, const TensorView& te
         "training diverged, or a damaged file",
         "train it again, or copy it again"};
   }
-  const double magnitude = static_cast<double>(most);
+  const auto magnitude = static_cast<double>(most);
   const Element dtype = manifest.element(slot);
   const std::string option = slot.dtype.has_value() ? "--bank-dtype" : "--dtype";
   if (magnitude <= largest(dtype)) return std::nullopt;

@@ -140,7 +140,7 @@ class Checker {
            spec.name == ids_name ? "ids of another tokenizer" : "");
   }
 
-  const Feed* found(const std::string& name) const {
+  [[nodiscard]] const Feed* found(const std::string& name) const {
     for (const auto* feed : found_) {
       if (feed != nullptr && feed->name == name) return feed;
     }
@@ -239,7 +239,7 @@ Adapters check_adapters(const Adapters& given, std::int64_t batch, const Manifes
 }
 
 std::vector<std::int64_t> prompt_lengths(const Feed& mask) {
-  const auto lengths = row_sums(mask);
+  auto lengths = row_sums(mask);
   const auto wrong = rows_with_holes(mask, lengths);
   if (!wrong.empty()) {
     throw Error(Kind::request, headline,

@@ -32,10 +32,10 @@ std::shared_ptr<void> zeros(std::size_t bytes) {
   std::size_t space = std::max<std::size_t>(bytes, 1) + kAlignment;
   void* base = std::calloc(1, space);
   if (base == nullptr) throw std::bad_alloc();
-  std::shared_ptr<void> owner(base, std::free);
+  const std::shared_ptr<void> owner(base, std::free);
   void* aligned = base;
   std::align(kAlignment, bytes, aligned, space);
-  return {std::move(owner), aligned};
+  return {owner, aligned};
 }
 
 template <class Value>

@@ -159,6 +159,7 @@ std::uint64_t bytes_of(const Entry& entry) {
 // Tensors lie one behind the other, with nothing between, before or behind them.
 void check_places(const std::vector<Entry>& entries, std::uint64_t there) {
   std::vector<const Entry*> ordered;
+  ordered.reserve(entries.size());
   for (const Entry& entry : entries) ordered.push_back(&entry);
   std::stable_sort(ordered.begin(), ordered.end(), [](const Entry* left, const Entry* right) {
     return std::pair(left->begin, left->end) < std::pair(right->begin, right->end);
@@ -301,11 +302,11 @@ TensorFile parse_tensors(std::shared_ptr<const std::vector<std::byte>> content, 
   }
   if (std::vector<Problem> problems = entry_problems(header); !problems.empty()) refuse(path, std::move(problems));
   if (header.entries.empty()) refuse(path, {{code::empty_tensor, path.string(), "no tensors at all"}});
-  TensorFile file{path, {}, std::move(header.metadata), content};
+  TensorFile file{path, {}, std::move(header.metadata), std::move(content)};
   for (const Entry& entry : header.entries) {
     TensorView view{entry.dtype->name,
                     {},
-                    content->data() + header.data + entry.begin,
+                    file.content->data() + header.data + entry.begin,
                     static_cast<std::size_t>(entry.end - entry.begin)};
     // Not empty, so no size is larger than the file.
     for (const std::uint64_t size : entry.shape) view.shape.push_back(static_cast<std::int64_t>(size));

@@ -1,6 +1,7 @@
 #include "schema.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace adexport::core::schema {
 namespace {
@@ -135,8 +136,8 @@ std::int64_t NumberChoice::operator()(const json::Value& value, const std::strin
   return numbers_.front();
 }
 
-Fields::Fields(const json::Value& value, const std::string& where, Violations& found)
-    : value_(value), object_(value.as<json::Object>()), where_(where), found_(found) {
+Fields::Fields(const json::Value& value, std::string where, Violations& found)
+    : value_(value), object_(value.as<json::Object>()), where_(std::move(where)), found_(found) {
   if (object_ == nullptr) found_.add(where_, value_, "Input should be an object");
 }
 

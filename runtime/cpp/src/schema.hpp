@@ -100,7 +100,7 @@ auto or_null(Read read) {
 // The fields of an object, read one by one; close() refuses those that were not asked for.
 class Fields {
  public:
-  Fields(const json::Value& value, const std::string& where, Violations& found);
+  Fields(const json::Value& value, std::string where, Violations& found);
 
   template <class Target, class Read>
   void take(std::string_view key, Target& target, Read read) {

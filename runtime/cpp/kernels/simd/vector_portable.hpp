@@ -8,8 +8,8 @@ namespace adexport::kernels::portable {
 #define ADEXPORT_INLINE static inline __attribute__((always_inline))
 
 struct Vector {
-  typedef float Register __attribute__((vector_size(16)));
-  typedef std::uint32_t Bits __attribute__((vector_size(16)));
+  using Register = float __attribute__((vector_size(16)));
+  using Bits = std::uint32_t __attribute__((vector_size(16)));
   using Narrower = Vector;
   using Zipped = void;  // loads are as fast as products
   static constexpr std::size_t width = 4;

@@ -23,7 +23,7 @@ class Refusals : public ::testing::Test {
 
   std::string refusal() {
     try {
-      call_.checked();
+      (void)call_.checked();
     } catch (const Misfit& misfit) {
       return misfit.what();
     }
@@ -111,7 +111,7 @@ TEST(ElementwiseRefusals, Shapes) {
   call.x = view(memory, {2, 3, 4});
   call.vector = view(memory, {2, 5});
   try {
-    call.checked();
+    (void)call.checked();
     FAIL() << "not refused";
   } catch (const Misfit& misfit) {
     EXPECT_STREQ(misfit.what(), "RowScale: scale is [2, 5], expected [rows = 2, features = 4]");

@@ -109,6 +109,7 @@ std::vector<Generated> generate(Backend& backend, const Manifest& manifest, Bank
   while (batch.step()) {
   }
   std::vector<Generated> results;
+  results.reserve(requests.size());
   for (const auto& request : requests) results.push_back(request->result());
   return results;
 }

@@ -135,7 +135,7 @@ std::unique_ptr<OrtBackend::Bound> OrtBackend::take() {
       return bound;
     }
   }
-  return std::unique_ptr<Bound>(new Bound{OrtBinding(opened_.ort, opened_.session.get()), nullptr});
+  return std::make_unique<Bound>(Bound{OrtBinding(opened_.ort, opened_.session.get()), nullptr});
 }
 
 void OrtBackend::give_back(std::unique_ptr<Bound> bound) {

@@ -234,6 +234,7 @@ void check_places(const OrtLibrary& ort, const Provider& provider, const OrtSess
   }
   if (elsewhere.empty()) return;
   std::vector<Problem> problems;
+  problems.reserve(elsewhere.size());
   for (const auto& type : elsewhere) {
     problems.push_back(Problem{code::provider_unavailable, type, "a node on the CPU", provider.ort_name,
                                "this ONNX Runtime has no such kernel for the GPU, or not for this type",

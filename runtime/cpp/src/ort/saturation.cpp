@@ -52,7 +52,7 @@ class Probe {
     void* data = nullptr;
     ort_.check(ort_->GetTensorMutableData(output, &data));
     const auto* found = static_cast<const float*>(data);
-    constexpr auto exact = static_cast<float>((255 - 128) * 127 * inner);
+    constexpr auto exact = static_cast<float>(inner * (255 - 128) * 127);
     return std::any_of(found, found + rows * columns, [](float value) { return value != exact; });
   }
 
