@@ -30,6 +30,7 @@ from adexport_runtime.manifest import (
     Output,
     Tokenizer,
 )
+from adexport_runtime.names import nul_problems
 from adexport_runtime.outputs import LOGITS
 from adexport_runtime.slots import BankDtype
 
@@ -354,20 +355,9 @@ def _labels(loaded: LoadedModel) -> tuple[str, ...]:
         return ()
     labels: dict[int, str] = loaded.config.id2label
     names = tuple(str(labels[index]) for index in sorted(labels))
-    if unfit := [name for name in names if "\0" in name]:
-        raise BuildError(
-            f"{loaded.source} cannot be built",
-            [
-                Problem(
-                    Code.BAD_CONFIG,
-                    "id2label",
-                    got=repr(name)[:80],
-                    expected="a text without NUL",
-                    mend="name the label otherwise in the model's config.json",
-                )
-                for name in unfit
-            ],
-        )
+    mend = "name the label otherwise in the model's config.json"
+    if unfit := nul_problems(Code.BAD_CONFIG, "id2label", names, mend):
+        raise BuildError(f"{loaded.source} cannot be built", unfit)
     return names
 
 

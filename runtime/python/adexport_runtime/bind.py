@@ -14,7 +14,7 @@ from .bundle import Bundle
 from .errors import AdapterError, Code, Problem
 from .fit import fit_problems
 from .manifest import Manifest
-from .names import check_name
+from .names import check_name, nul_problems
 from .place import Fitted, fit_bottlenecks, fit_head, fit_linears
 from .tensors import peek_metadata, read_tensors
 
@@ -75,20 +75,8 @@ def _labelled(adapter: BoundAdapter, labels: tuple[str, ...]) -> BoundAdapter:
                 mend="give one name for each label, in the order of the logits",
             ),
         )
-    if unfit := [label for label in labels if "\0" in label]:
-        raise AdapterError(
-            f"{adapter.name} is not bound",
-            [
-                Problem(
-                    Code.BAD_INPUT,
-                    "labels",
-                    got=repr(label)[:80],
-                    expected="a text without NUL",
-                    mend="give another name",
-                )
-                for label in unfit
-            ],
-        )
+    if unfit := nul_problems(Code.BAD_INPUT, "labels", labels, "give another name"):
+        raise AdapterError(f"{adapter.name} is not bound", unfit)
     return dataclasses.replace(adapter, head=head.model_copy(update={"labels": labels}))
 
 

@@ -9,9 +9,6 @@ namespace {
 template <class Which>
 class ElementwiseTest : public ::testing::Test {};
 
-using AllTypes = ::testing::Types<Types<float, float, Pair::float_float>, Types<Half, Half, Pair::half_half>,
-                                  Types<BFloat, BFloat, Pair::bfloat_bfloat>, Types<float, Half, Pair::float_half>,
-                                  Types<float, BFloat, Pair::float_bfloat>>;
 TYPED_TEST_SUITE(ElementwiseTest, AllTypes);
 
 TYPED_TEST(ElementwiseTest, EveryCountOfFeatures) {

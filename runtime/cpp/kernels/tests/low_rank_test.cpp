@@ -104,9 +104,6 @@ class LowRankTest : public ::testing::Test {
   std::mt19937 random_{7};
 };
 
-using AllTypes = ::testing::Types<Types<float, float, Pair::float_float>, Types<Half, Half, Pair::half_half>,
-                                  Types<BFloat, BFloat, Pair::bfloat_bfloat>, Types<float, Half, Pair::float_half>,
-                                  Types<float, BFloat, Pair::float_bfloat>>;
 TYPED_TEST_SUITE(LowRankTest, AllTypes);
 
 TYPED_TEST(LowRankTest, EveryRankAndManySizes) {

@@ -1,6 +1,7 @@
 // Numbers in the element types of the kernels, converted one by one.
 #pragma once
 
+#include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -132,6 +133,11 @@ struct Types {
   using Bank = TB;
   static constexpr Pair pair = which;
 };
+
+// What the kernels are made for.
+using AllTypes = ::testing::Types<Types<float, float, Pair::float_float>, Types<Half, Half, Pair::half_half>,
+                                  Types<BFloat, BFloat, Pair::bfloat_bfloat>, Types<float, Half, Pair::float_half>,
+                                  Types<float, BFloat, Pair::float_bfloat>>;
 
 inline double activated(Activation activation, double x) {
   switch (activation) {

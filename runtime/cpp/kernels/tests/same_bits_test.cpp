@@ -76,9 +76,6 @@ class SameBitsTest : public ::testing::Test {
   std::mt19937 random_{11};
 };
 
-using AllTypes = ::testing::Types<Types<float, float, Pair::float_float>, Types<Half, Half, Pair::half_half>,
-                                  Types<BFloat, BFloat, Pair::bfloat_bfloat>, Types<float, Half, Pair::float_half>,
-                                  Types<float, BFloat, Pair::float_bfloat>>;
 TYPED_TEST_SUITE(SameBitsTest, AllTypes);
 
 TYPED_TEST(SameBitsTest, WhateverTokensAreBeside) {

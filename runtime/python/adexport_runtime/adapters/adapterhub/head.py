@@ -16,6 +16,7 @@ from pydantic import Field
 
 from ...errors import AdapterError, Code, Problem
 from ...files import DuplicateKeyError, load_json
+from ...names import nul_problems
 from ...slots import Activation, Feature, HeadStyle
 from ...tensors import Array, read_tensors
 from ..neutral import HeadWeights
@@ -195,11 +196,7 @@ def _contradictions(settings: HeadSettings, family: Family | None) -> list[Probl
                 expected=f"0 to {settings.num_labels - 1}, each once",
             )
         )
-    problems += [
-        Problem(Code.BAD_CONFIG, "label2id", got=repr(label)[:80], expected="a text without NUL")
-        for label in settings.label2id or {}
-        if "\0" in label
-    ]
+    problems += nul_problems(Code.BAD_CONFIG, "label2id", settings.label2id or {})
     return problems
 
 
